@@ -1,0 +1,31 @@
+"""Evaluates a checkpoint on suites of unseen tasks, from gin files.
+
+usage: python eval.py --gin_file=FILE … [--gin.NAME=VALUE …] [--data_dir=FOLDER]
+
+  --gin_file=FILE    read in the order given; relative to here or to the project's folder
+  --gin.NAME=VALUE   a macro (--gin.MAX_EXAMPLES=9) or a parameter (--gin.evaluate.seed=1)
+  --data_dir=FOLDER  the same as --gin.DATA_DIR=FOLDER
+
+example:
+  python eval.py --gin_file=gin/runs/eval.gin --gin.CHECKPOINT_PATH=runs/tiny \
+    --gin.EVAL_OUTPUT_DIR=runs/tiny/eval
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from flipped_cli import errors, gin_config
+
+
+def main(words: Sequence[str]) -> None:
+    """Reads the gin files and evaluates what they describe."""
+    gin_config.load(gin_config.parse_arguments(words, __doc__ or ""))
+    from flipped_cli import evaluation
+
+    gin_config.call(evaluation.evaluate)
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, sys.argv[1:]))

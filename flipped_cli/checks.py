@@ -1,0 +1,41 @@
+"""Checks of arguments that training and evaluation share, before anything slow or written."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+
+from flipped_errors import UserError, unknown
+
+METHODS = ("direct", "channel", "flipped")
+FEATURES = ("inputs", "targets")
+WORLD_TEXT = "world_text"  # the warm-up of the demo, which is of no method
+
+
+def check_lengths(lengths: Mapping[str, int]) -> None:
+    """Refuses lengths other than whole numbers for "inputs" and "targets"."""
+    if not isinstance(lengths, Mapping) or set(lengths) != set(FEATURES):
+        raise UserError(f"lengths: expected {{'inputs': …, 'targets': …}}, got {lengths!r}")
+    for name, value in lengths.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 2:
+            raise UserError(
+                f"lengths[{name!r}]: expected a whole number of at least 2, got {value!r}"
+            )
+
+
+def check_data_dir(data_dir: str | None) -> None:
+    """Refuses a folder that is not there; None stands for the made-up world."""
+    if data_dir is not None and not pathlib.Path(data_dir).is_dir():
+        raise UserError(f"data_dir: expected a folder, there is none at {data_dir}")
+
+
+def method_of(mixture: str) -> str:
+    """The method whose name a mixture's or task's name begins with, such as "flipped_train".
+
+    Raises:
+      UserError: it begins with no method's name.
+    """
+    for method in METHODS:
+        if mixture.startswith((f"{method}_", f"{method}.")):
+            return method
+    raise unknown("mixture or task", mixture, [*(f"{method}_train" for method in METHODS), WORLD_TEXT])

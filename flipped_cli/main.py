@@ -1,0 +1,91 @@
+"""The `flipped` command. A subcommand's module is imported only when that subcommand is used."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from flipped_cli import errors
+from flipped_errors import UserError, unknown
+
+# Name of the subcommand -> (module, attribute, one line of help).
+COMMANDS: Mapping[str, tuple[str, str, str]] = {
+    "demo": ("flipped_cli.demo", "demo", "Train and compare the methods on made-up data."),
+    "study": ("flipped_cli.demo", "study", "The demo over several seeds, with mean and spread."),
+    "tasks": ("flipped_cli.tasks", "tasks", "List the datasets; render rows as the methods do."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and help only, until one of them is called.
+
+    Its `main` tells every mistake of the user in one line, with exit code 2.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        return getattr(importlib.import_module(module), attribute)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise unknown("command", args[0], COMMANDS)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][2]) for name in self.list_commands(ctx)])
+
+    def main(  # type: ignore[override]
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        run: Callable[[], Any] = functools.partial(
+            super().main, args, prog_name, complete_var, False, **extra
+        )
+        if not standalone_mode:
+            return run()
+        try:
+            code: Any = run()
+            sys.stdout.flush()
+        except UserError as error:
+            code = errors.report(error)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            code = errors.USER_ERROR_CODE
+        except click.ClickException as error:
+            context = getattr(error, "ctx", None)
+            hint = f"; see {context.command_path} --help" if context else ""
+            code = errors.report(f"{error.format_message().rstrip('.')}{hint}")
+        except click.Abort:
+            code = errors.INTERRUPTED_CODE
+        except BrokenPipeError:  # the reader of our output has gone, as in `flipped … | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 1
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Flipped Learning on JAX: prompted tasks, the methods DIRECT, CHANNEL and FLIPPED, the demo.
+
+    Training and evaluation read gin files: see `python train.py --help`, `python eval.py --help`.
+    """
+
+
+if __name__ == "__main__":
+    main(prog_name="flipped")

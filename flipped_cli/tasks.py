@@ -1,0 +1,225 @@
+"""`flipped tasks list` and `flipped tasks render`: what the methods make of rows and templates."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flipped_cli.rows import read_rows
+from flipped_errors import UserError
+
+if TYPE_CHECKING:
+    from flipped_tasks.datasets import DatasetSpec
+    from flipped_tasks.methods import Formatted
+    from flipped_tasks.rendering import CompiledTemplate, Rendered
+    from flipped_tasks.tokens import Vocabulary
+
+METHODS = ("direct", "flipped", "channel")
+_FIELDS = (
+    "answer_choices",
+    "answer_choices_fixed",
+    "correct",
+    "direct_input",
+    "direct_target",
+    "instruction_spans",
+    "instance_spans",
+    "flipped_input",
+    "flipped_target",
+    "channel_input",
+    "channel_target",
+)
+
+
+@click.group()
+def tasks() -> None:
+    """List the datasets and templates; render rows as the methods do."""
+
+
+@tasks.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of a table.")
+def list_tasks(as_json: bool) -> None:
+    """List the datasets: role, usable templates for each method, label column."""
+    rows = [_summary(name, role) for name, role in _catalog()]
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(row, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Datasets, and the templates that each method can use")
+    for column in ("dataset", "role", *METHODS, "label column"):
+        table.add_column(column, justify="right" if column in METHODS else "left", no_wrap=True)
+    for row in rows:
+        counts = [str(len(row["templates"][method])) for method in METHODS]
+        table.add_row(row["dataset"], row["role"], *counts, row["label_column"] or "–")
+    # Rich cuts to 80 columns where the output is no terminal; names must stay whole there.
+    console = Console()
+    console.print(table) if console.is_terminal else Console(width=100).print(table)
+
+
+@tasks.command("render")
+@click.option("--dataset", required=True, help="Such as imdb or super_glue/rte.")
+@click.option("--template", help="The template's name in promptsource.")
+@click.option("--all", "all_templates", is_flag=True, help="Every template that DIRECT can use.")
+@click.option("--rows", required=True, help="A .jsonl or .jsonl.gz file of rows, or - for stdin.")
+@click.option("--seed", type=int, help="Render each row with random.Random(SEED).")
+@click.option("--vocab", help="A SentencePiece model: adds the token ids of each text.")
+@click.option("--inputs_length", type=click.IntRange(min=1), default=512, show_default=True)
+@click.option("--targets_length", type=click.IntRange(min=1), default=128, show_default=True)
+def render(
+    dataset: str,
+    template: str | None,
+    all_templates: bool,
+    rows: str,
+    seed: int | None,
+    vocab: str | None,
+    inputs_length: int,
+    targets_length: int,
+) -> None:
+    """Print what the three methods make of each row, one JSON object a line.
+
+    A row that is dropped has null in every field and the reason. Where only FLIPPED cannot use a
+    row, the reason is given too: without instruction text its target is shown empty. The lengths
+    count for --vocab only. Without --seed a template's random draws are a function of the template
+    and the row's index.
+    """
+    from flipped_tasks import datasets, promptsource, rendering
+    from flipped_tasks.tokens import Vocabulary
+    from mixtures import catalog
+
+    assert catalog.TRAINING, "importing the catalog registers its datasets"
+    spec = datasets.get_dataset(dataset)
+    if (template is None) == (not all_templates):
+        raise UserError("expected either --template NAME or --all")
+    names = [template] if template is not None else datasets.usable_templates(spec, "direct")
+    compiled = [rendering.compile_template(promptsource.load_template(dataset, n)) for n in names]
+    vocabulary = Vocabulary.from_file(vocab) if vocab else None
+    lengths = {"inputs": inputs_length, "targets": targets_length}
+    checked = _without_nested(spec)
+    for index, row in read_rows(rows):
+        for name, one in zip(names, compiled, strict=True):
+            rng = (
+                random.Random(seed) if seed is not None else rendering.template_rng(0, name, index)
+            )
+            head = {"dataset": dataset, "template": name, "row_id": index}
+            try:
+                case = render_case(checked, one, row, rng, vocabulary, lengths)
+            except UserError as error:
+                raise UserError(f"{rows}, line {index + 1}: {error}") from None
+            click.echo(json.dumps(head | case, ensure_ascii=False))
+
+
+def render_case(
+    spec: DatasetSpec,
+    template: CompiledTemplate,
+    row: Mapping[str, Any],
+    rng: random.Random,
+    vocabulary: Vocabulary | None,
+    lengths: Mapping[str, int],
+) -> dict[str, Any]:
+    """The texts of the three methods for one row, under the names of the worked cases.
+
+    Args:
+      spec: checks the row's columns and label.
+      template: compiled once, rendered once here.
+      row: one example in the dataset's own schema.
+      rng: what the template's own `choice` draws from.
+      vocabulary: adds `<method>_input_ids` and `<method>_target_ids` where given.
+      lengths: tokens of "inputs" and "targets" at most.
+
+    Raises:
+      UserError: a missing column or a label out of range.
+    """
+    from flipped_tasks import methods, spans
+    from flipped_tasks.rendering import Dropped
+
+    empty: dict[str, Any] = dict.fromkeys((*_FIELDS, "reason"))
+    if vocabulary is not None:
+        empty |= {f"{m}_{side}_ids": None for m in METHODS for side in ("input", "target")}
+    rendered = spec.check_row(row) or template.render(row, rng)
+    if isinstance(rendered, Dropped):
+        return empty | {"reason": rendered.reason}
+    case = empty | {
+        "answer_choices": list(rendered.choices),
+        "answer_choices_fixed": template.choices_fixed,
+        "correct": rendered.correct,
+        "instruction_spans": spans.spans(rendered.segments, "instruction"),
+        "instance_spans": spans.spans(rendered.segments, "instance"),
+    }
+    for method in METHODS:
+        formatted = methods.format_example(method, rendered, rendered.correct)
+        if isinstance(formatted, Dropped):
+            case["reason"] = formatted.reason
+            if formatted.reason != "empty_instruction":
+                continue
+            formatted = _without_instruction(rendered)
+        case[f"{method}_input"] = methods.to_text(formatted.inputs)
+        case[f"{method}_target"] = methods.to_text(formatted.targets)
+        if vocabulary is not None:
+            case |= _ids(method, formatted, vocabulary, lengths)
+    return case
+
+
+def _without_nested(spec: DatasetSpec) -> DatasetSpec:
+    """`spec` with nested columns unchecked, but for those that hold the allowed labels.
+
+    A row shown to a template may leave out nested columns that the template does not read.
+    """
+    labels = (spec.label_in or "").partition(".")[0]
+    columns = {
+        name: "dict" if isinstance(kind, Mapping) and name != labels else kind
+        for name, kind in spec.columns.items()
+    }
+    return dataclasses.replace(spec, columns=columns)
+
+
+def _without_instruction(rendered: Rendered) -> Formatted:
+    """FLIPPED's form of a prompt in which nothing is instruction; no training or evaluation uses it."""
+    from flipped_tasks.methods import Formatted
+
+    choice = f"\noutput: {rendered.choices[rendered.correct]}"
+    texts = tuple(segment.text for segment in rendered.segments)
+    kinds = tuple(segment.kind for segment in rendered.segments)
+    return Formatted(("input: ", *texts, choice), (), ("instruction", *kinds, "output"))
+
+
+def _ids(
+    method: str, formatted: Formatted, vocabulary: Vocabulary, lengths: Mapping[str, int]
+) -> dict[str, list[int]]:
+    from flipped_tasks import tokens
+
+    encoded = tokens.encode(formatted, vocabulary, dict(lengths))
+    return {
+        f"{method}_input_ids": [int(i) for i in encoded.inputs],
+        f"{method}_target_ids": [int(i) for i in encoded.targets],
+    }
+
+
+def _catalog() -> Iterator[tuple[str, str]]:
+    from mixtures import catalog
+
+    for name in catalog.TRAINING:
+        yield name, "training"
+    for name in catalog.EVALUATION:
+        yield name, "evaluation"
+    for name in catalog.ALTERNATIVES.values():
+        yield name, "alternative"
+
+
+def _summary(name: str, role: str) -> dict[str, Any]:
+    from flipped_tasks import datasets
+
+    spec = datasets.get_dataset(name)
+    usable = {method: list(datasets.usable_templates(spec, method)) for method in METHODS}
+    return {
+        "dataset": name,
+        "role": role,
+        "templates": usable,
+        "label_column": spec.label_column,
+    }

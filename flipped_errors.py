@@ -1,0 +1,43 @@
+"""The one exception that stands for a user's mistake, and the nearest-name hint that goes with it.
+
+Every room may import this module; it imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake of the user, told in one line: the field, what was expected, what was got.
+
+    The commands print it without a traceback and exit with code 2; any other exception is a bug.
+    """
+
+
+def nearest(got: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """The names in `known` that are most like `got`, best first, at most `most` of them."""
+    by_lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(got.lower(), list(by_lower), n=most, cutoff=0.4)
+    return [by_lower[name] for name in close]
+
+
+def unknown(what: str, got: object, known: Iterable[str]) -> UserError:
+    """A `UserError` for a name that does not exist.
+
+    Args:
+      what: the field as the user knows it, such as "dataset".
+      got: what the user wrote.
+      known: all valid names; the nearest are shown, or a few of them where none is near.
+    """
+    names = sorted(known)
+    close = nearest(str(got), names)
+    if close:
+        hint = "nearest: " + ", ".join(repr(name) for name in close)
+    elif names:
+        shown = ", ".join(repr(name) for name in names[:8])
+        hint = f"expected one of: {shown}" + (f", … ({len(names)} in all)" if len(names) > 8 else "")
+    else:
+        hint = "none is registered"
+    return UserError(f"unknown {what} {str(got)!r}; {hint}")

@@ -1,0 +1,318 @@
+"""What the report says, before it is laid out: rows of all runs side by side, tables, notes.
+
+A *method* is a column of the report: the label of a run. Runs with the same label (training seeds) are
+one method: their values are averaged, and so are the ends of their intervals; `runs`, `run_min` and
+`run_max` say how far they lie apart.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flipped_errors import UserError
+from flipped_eval.results import FORMAT, ORIGINAL, SUBSTITUTES, Json, results_of
+
+UNSEEN, LABELS, SEEN = "nlp14", "labels", "seen"
+UNSEEN_TASKS = 14
+TITLES = {
+    UNSEEN: "Unseen tasks",
+    "bigbench14": "BIG-bench",
+    SEEN: "Seen tasks",
+    LABELS: "Label generalization",
+}
+METRIC_NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1"}
+_ORDER = ("untrained", "warm-up", "warmup", "direct", "channel", "flipped", "flipped_no_ul")
+_AVERAGED = ("value", "low", "high", "median", "min", "max", "std", "chance", "majority")
+
+Key = tuple[str, str, str | None, str | None, str, str]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the three forms of the report are made of.
+
+    Attributes:
+      methods: the columns, in order.
+      results: the rows of `report.json`.
+      runs: the request of each run, as it was made.
+      training: label -> what its training logged.
+      counts: for each run, task and template: rows, scored, dropped, cut.
+      shown: one example as text for each (method, task).
+      made_up: the labels of the runs whose data is the embedded world.
+    """
+
+    methods: tuple[str, ...]
+    results: list[Json]
+    runs: list[Json]
+    training: dict[str, Json]
+    counts: list[Json]
+    shown: list[Json]
+    bootstrap: list[Json]
+    made_up: tuple[str, ...]
+    published: Json
+    title: str
+    extra: Json
+    index: dict[Key, Json] = field(repr=False, default_factory=dict)
+
+    def row(
+        self, method: str, suite: str, task: str | None, metric: str, *,
+        template: str | None = None, label_set: str = ORIGINAL,
+    ) -> Json | None:  # fmt: skip
+        """The row with these names, or None where the run did not measure it."""
+        return self.index.get((method, suite, task, template, label_set, metric))
+
+    def tasks(self, suite: str) -> list[str]:
+        """The tasks of a suite, in the order of the suite."""
+        return list(
+            dict.fromkeys(
+                row["task"] for row in self.results if row["suite"] == suite and row["task"]
+            )
+        )
+
+    def suites(self) -> list[str]:
+        """The suites that were measured: those with a section of their own first."""
+        found = dict.fromkeys(row["suite"] for row in self.results)
+        return [name for name in TITLES if name in found] + [
+            name for name in found if name not in TITLES
+        ]
+
+    def summary(self) -> str:
+        """The mean of each suite for each method and its 95% interval, as lines for a terminal."""
+        columns = [
+            (suite, *(("macro_f1", SUBSTITUTES) if suite == LABELS else ("accuracy", ORIGINAL)))
+            for suite in self.suites()
+        ]
+        lines = [["mean, %", *(f"{TITLES.get(s, s)}, {METRIC_NAMES[m]}" for s, m, _ in columns)]]
+        chances: list[str] = []
+        for suite, metric, label_set in columns:
+            rows = [
+                self.row(method, suite, None, metric, label_set=label_set)
+                for method in self.methods
+            ]
+            chances.append(percent(next((row["chance"] for row in rows if row), None)))
+        lines.append(["chance", *chances])
+        for method in self.methods:
+            cells = []
+            for suite, metric, label_set in columns:
+                row = self.row(method, suite, None, metric, label_set=label_set)
+                text = percent(row["value"] if row else None)
+                if row and row["low"] is not None:
+                    text += f" ({percent(row['low'])} to {percent(row['high'])})"
+                cells.append(text)
+            lines.append([method, *cells])
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        padded = [
+            "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
+            for line in lines
+        ]
+        return "\n".join(line.rstrip() for line in padded)
+
+    def to_json(self) -> Json:
+        """The content of `report.json`."""
+        return {
+            "format": FORMAT,
+            "methods": list(self.methods),
+            "made_up_data": bool(self.made_up),
+            "results": self.results,
+            "configuration": {
+                "runs": self.runs,
+                "training": {label: run["config"] for label, run in self.training.items()},
+                "bootstrap": self.bootstrap,
+                "extra": self.extra,
+            },
+            "training": {label: run["records"] for label, run in self.training.items()},
+            "counts": self.counts,
+            "published": self.published,
+        }
+
+
+def collect(
+    results: Iterable[str | os.PathLike[str] | Mapping[str, Any]],
+    training_runs: Mapping[str, str | os.PathLike[str]] | None = None,
+    title: str = "Results",
+    extra: Mapping[str, Any] | None = None,
+) -> Report:
+    """Reads the results of runs, and the logs of their training.
+
+    Args:
+      results: folders with `results.json`, or what `jobs.evaluate` returned.
+      training_runs: label -> the folder of that training, with `metrics.jsonl`.
+      title: the report's heading.
+      extra: further facts for the configuration.
+
+    Raises:
+      UserError: nothing to report, or a file that cannot be read.
+    """
+    found = [results_of(source) for source in results]
+    if not found:
+        raise UserError("results: expected at least one folder with results.json, got none")
+    labels = dict.fromkeys(one["run"]["label"] for one in found)
+    methods = tuple(sorted(labels, key=lambda name: (_place(name), list(labels).index(name))))
+    rows = _combined(found, methods)
+    return Report(
+        methods=methods,
+        results=rows,
+        runs=[one["run"] for one in found],
+        training={label: read_training(path) for label, path in (training_runs or {}).items()},
+        counts=[
+            {"method": one["run"]["label"]} | count for one in found for count in one["counts"]
+        ],
+        shown=[
+            {"method": one["run"]["label"]} | example for one in found for example in one["shown"]
+        ],
+        bootstrap=_distinct(one["bootstrap"] for one in found),
+        made_up=tuple(
+            dict.fromkeys(one["run"]["label"] for one in found if one["run"]["data"] == "embedded")
+        ),
+        published=json.loads(
+            pathlib.Path(__file__).with_name("published.json").read_text(encoding="utf-8")
+        ),
+        title=title,
+        extra=dict(extra or {}),
+        index={_key(row): row for row in rows},
+    )
+
+
+def read_training(folder: str | os.PathLike[str]) -> Json:
+    """The log of one training: `{"records": [one object for each line of metrics.jsonl]}`, and its config.
+
+    Raises:
+      UserError: there is no `metrics.jsonl`, or a line of it is no JSON object (the last may be cut off).
+    """
+    path = pathlib.Path(folder) / "metrics.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"training run {folder}: cannot read {path}: {error.strerror}") from error
+    by_step: dict[Any, Json] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                continue
+            raise UserError(f"{path}, line {number}: expected a JSON object: {error}") from error
+        by_step[record.get("step")] = record
+    records = [by_step[step] for step in sorted(by_step, key=lambda step: (step is None, step))]
+    config = {
+        name: json.loads(file.read_text(encoding="utf-8"))
+        for name in ("run.json", "train_config.json", "model_config.json")
+        if (file := pathlib.Path(folder) / name).is_file()
+    }
+    return {"records": records, "config": config}
+
+
+def notes(report: Report) -> list[str]:
+    """What a reader must know to read the numbers right."""
+    found = []
+    for bootstrap in report.bootstrap:
+        found.append(
+            f"Intervals are {100 * bootstrap['confidence']:.0f}% percentile bootstrap intervals over examples "
+            f"({bootstrap['resamples']} resamples). An example is drawn in all templates and label sets of its "
+            "task at once; tasks are drawn independently. They say nothing of other templates, tasks or seeds."
+        )
+    if any(row.get("runs", 1) > 1 for row in report.results):
+        found.append(
+            "Several runs have the same name (training seeds): values and ends of intervals are their means; "
+            "the range over runs is given beside them."
+        )
+    found += [
+        "A choice is predicted when its score is highest; of equal scores the first choice wins, and such ties "
+        "are counted. Rows with one choice only are left out.",
+        "Chance is what guessing uniformly among the choices gives; for macro F1 it is the F1 of the expected counts.",
+        "A task's value is the mean over its templates; a suite's is the mean over its tasks.",
+    ]
+    configurations = defaultdict(set)
+    for run in report.runs:
+        for name in (
+            "data",
+            "templates",
+            "max_examples_per_task",
+            "seed",
+            "lengths",
+            "tokenizer",
+            "splits",
+        ):
+            configurations[name].add(json.dumps(run.get(name), sort_keys=True))
+    differing = sorted(name for name, values in configurations.items() if len(values) > 1)
+    if differing:
+        found.append(
+            f"The runs differ in {', '.join(differing)} (see the configuration): compare their numbers with care."
+        )
+    return found
+
+
+def short(task: str) -> str:
+    """A task's name without the collection or the configuration: glue/qqp -> qqp, paws/labeled_final -> paws."""
+    head, _, tail = task.partition("/")
+    return tail if head in ("glue", "super_glue") and tail else head
+
+
+def percent(value: float | None) -> str:
+    """0.61803 -> "61.8"; None -> "–"."""
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def label_sets(report: Report, task: str) -> list[str]:
+    """The substituted label sets of a task of the label suite."""
+    return list(
+        dict.fromkeys(
+            row["label_set"]
+            for row in report.results
+            if row["suite"] == LABELS and row["task"] == task and row["template"]
+            if row["label_set"] not in (ORIGINAL, SUBSTITUTES)
+        )
+    )
+
+
+def _combined(found: Sequence[Json], methods: Sequence[str]) -> list[Json]:
+    """The rows of all runs, methods in order; rows of runs with the same label are made one."""
+    groups: dict[Key, list[Json]] = defaultdict(list)
+    for one in found:
+        for row in one["results"]:
+            groups[_key(row)].append(row)
+    combined = []
+    for rows in groups.values():
+        row = dict(rows[0])
+        if len(rows) > 1:
+            for name in _AVERAGED:
+                numbers = [other[name] for other in rows if other.get(name) is not None]
+                if name in row:
+                    whole = len(numbers) == len(rows)
+                    row[name] = round(sum(numbers) / len(numbers), 6) if whole else None
+            values = [float(other["value"]) for other in rows]
+            row |= {"runs": len(rows), "run_min": min(values), "run_max": max(values)}
+            if "ties" in row:
+                row["ties"] = sum(other["ties"] for other in rows)
+        combined.append(row)
+    return sorted(combined, key=lambda row: methods.index(row["method"]))
+
+
+def _key(row: Json) -> Key:
+    return (
+        row["method"],
+        row["suite"],
+        row["task"],
+        row["template"],
+        row["label_set"],
+        row["metric"],
+    )
+
+
+def _place(label: str) -> int:
+    """Where a method stands among the columns: before training first, ablations last."""
+    if label in _ORDER:
+        return _ORDER.index(label)
+    starts = [index for index, name in enumerate(_ORDER) if label.startswith(name)]
+    return max(starts, default=len(_ORDER))
+
+
+def _distinct(values: Iterable[Json]) -> list[Json]:
+    return list({json.dumps(value, sort_keys=True): value for value in values}.values())

@@ -1,0 +1,258 @@
+"""`report.html`: one file with everything in it, for screens wide and narrow, light and dark, and for paper."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from flipped_eval.report import plots, tables
+from flipped_eval.report.content import (
+    LABELS,
+    METRIC_NAMES,
+    TITLES,
+    UNSEEN,
+    UNSEEN_TASKS,
+    Report,
+    label_sets,
+    notes,
+    percent,
+    short,
+)
+from flipped_eval.results import ORIGINAL, SUBSTITUTES, Json
+
+_LOSSES = {
+    "loss": "loss",
+    "loss_lm": "likelihood term",
+    "loss_ul": "unlikelihood term",
+    "accuracy": "token accuracy",
+}
+
+
+def render(report: Report) -> str:
+    """The page as text. All that comes from outside (labels, prompts, choices) is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("flipped_eval.report", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["percent"] = percent
+    environment.filters["short"] = short
+    style = environment.get_template("style.css").render(colours=len(plots.MARKERS))
+    text = environment.get_template("report.html").render(
+        report=report,
+        style=Markup(style),
+        headline=headline(report),
+        sections=[section(report, suite) for suite in report.suites() if suite != LABELS],
+        labels=_labels(report) if LABELS in report.suites() else None,
+        training=_training(report),
+        examples=_examples(report),
+        counts=tables.counts_table(report),
+        configuration=_configuration(report),
+        notes=notes(report),
+        colour={method: index % len(plots.MARKERS) for index, method in enumerate(report.methods)},
+    )
+    return text.lstrip()
+
+
+def headline(report: Report) -> Json:
+    """The mean over the first suite for each method, as cards; and the means of all suites, as a picture."""
+    suites = report.suites()
+    first = UNSEEN if UNSEEN in suites else suites[0] if suites else None
+    if first is None:
+        return {"cards": [], "what": "", "plot": None}
+    if first == LABELS:
+        metric, label_set = "macro_f1", SUBSTITUTES
+    else:
+        metric, label_set = "accuracy", ORIGINAL
+    cards = [
+        (method, report.row(method, first, None, metric, label_set=label_set))
+        for method in report.methods
+    ]
+    tasks = max((row["tasks"] for _, row in cards if row), default=0)
+    what = f"mean {METRIC_NAMES[metric]} over {tasks} {TITLES.get(first, first).lower()}"
+    if first == UNSEEN:
+        of = "" if tasks == UNSEEN_TASKS else f"{tasks} of "
+        what = f"mean accuracy over {of}the {UNSEEN_TASKS} unseen tasks"
+    rows = [
+        (f"{TITLES.get(suite, suite)}: {METRIC_NAMES[metric]}", suite, metric, label_set)
+        for suite in suites
+        for metric, label_set in (
+            [("accuracy", ORIGINAL)] if suite != LABELS else [("macro_f1", SUBSTITUTES)]
+        )
+    ]
+    series = {
+        method: [
+            _point(report.row(method, suite, None, metric, label_set=name))
+            for _, suite, metric, name in rows
+        ]
+        for method in report.methods
+    }
+    plot = plots.dots(
+        "headline",
+        f"Means over suites for {', '.join(report.methods)}, with 95% intervals, against chance.",
+        [name.replace(": ", ":\n") for name, *_ in rows],
+        series,
+        [_chance(report, suite, None, metric, name) for _, suite, metric, name in rows],
+        "percent",
+    )
+    return {"cards": [card for card in cards if card[1]], "what": what, "plot": plot}
+
+
+def section(report: Report, suite: str) -> Json:
+    """A suite of tasks: a picture and a table of accuracy."""
+    tasks = report.tasks(suite)
+    series = {
+        method: [_point(report.row(method, suite, task, "accuracy")) for task in tasks]
+        for method in report.methods
+    }
+    title = TITLES.get(suite, suite)
+    plot = plots.dots(
+        f"suite-{suite}",
+        f"{title}: accuracy of each task, mean over its templates, with 95% intervals, against chance.",
+        [short(task) for task in tasks],
+        series,
+        [_chance(report, suite, task, "accuracy") for task in tasks],
+        "accuracy, percent",
+    )
+    return {
+        "id": suite,
+        "title": title,
+        "plot": plot,
+        "table": tables.tasks_table(report, suite),
+        "spread": tables.spread_table(report, suite),
+    }
+
+
+def _labels(report: Report) -> Json:
+    """Label generalization: a picture and tables of macro F1."""
+    tasks = report.tasks(LABELS)
+    groups: list[tuple[str, str | None, str]] = [
+        ("all tasks:\noriginal words", None, ORIGINAL),
+        ("all tasks:\nall pairs", None, SUBSTITUTES),
+    ]
+    groups += [(short(task) + ":\nall pairs", task, SUBSTITUTES) for task in tasks]
+
+    def singles(method: str, task: str | None, name: str) -> list[float]:
+        if name == ORIGINAL:
+            keys = [(owner, ORIGINAL) for owner in tasks]
+        else:
+            keys = [
+                (owner, one)
+                for owner in ([task] if task else tasks)
+                for one in label_sets(report, owner)
+            ]
+        rows = [report.row(method, LABELS, owner, "macro_f1", label_set=one) for owner, one in keys]
+        return [100 * row["value"] for row in rows if row]
+
+    series = {
+        method: [
+            (
+                _point(report.row(method, LABELS, task, "macro_f1", label_set=name)),
+                singles(method, task, name),
+            )
+            for _, task, name in groups
+        ]
+        for method in report.methods
+    }
+    means = [
+        (
+            method,
+            report.row(method, LABELS, None, "macro_f1", label_set=ORIGINAL),
+            report.row(method, LABELS, None, "macro_f1", label_set=SUBSTITUTES),
+        )
+        for method in report.methods
+    ]
+    plot = plots.strips(
+        "labels",
+        "Macro F1 with original and substituted label words; faint dots are single tasks or label sets.",
+        [name for name, *_ in groups],
+        series,
+        [_chance(report, LABELS, task, "macro_f1", name) for _, task, name in groups],
+        "macro F1, percent",
+    )
+    return {
+        "plot": plot,
+        "means": [mean for mean in means if mean[2]],
+        "table": tables.labels_table(report),
+        "accuracy": tables.labels_table(report, "accuracy"),
+    }
+
+
+def _training(report: Report) -> list[Json]:
+    """The curves of the training runs, one picture for each quantity that was logged."""
+    names = list(report.methods) + [
+        label for label in report.training if label not in report.methods
+    ]
+    colours = {name: index for index, name in enumerate(names)}
+    found = []
+    for quantity, title in _LOSSES.items():
+        series = {}
+        for label, run in report.training.items():
+            points = [
+                (record["step"], record[quantity])
+                for record in run["records"]
+                if "step" in record and isinstance(record.get(quantity), (int, float))
+            ]
+            if points and any(value for _, value in points):
+                series[label] = ([step for step, _ in points], [value for _, value in points])
+        if series:
+            summary = "; ".join(
+                f"{label} ends at {values[-1]:.3f}" for label, (_, values) in series.items()
+            )
+            plot = plots.curves(
+                f"train-{quantity}", f"Training, {title}: {summary}.", series, title, colours
+            )
+            found.append({"title": title, "plot": plot})
+    return found
+
+
+def _examples(report: Report) -> list[Json]:
+    """One example of each task as the model gets it, for each form that is shown."""
+    found: dict[tuple[str, str], Json] = {}
+    forms = {run["label"]: run["method"] for run in report.runs}
+    for example in report.shown:
+        entry = found.setdefault(
+            (example["suite"], example["task"]),
+            {
+                "suite": TITLES.get(example["suite"], example["suite"]),
+                "task": example["task"],
+                "forms": {},
+            },
+        )
+        entry["forms"].setdefault(forms[example["method"]], example)
+    return list(found.values())
+
+
+def _configuration(report: Report) -> list[tuple[str, str]]:
+    def text(value: Any) -> str:
+        return json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True)
+
+    blocks = [(f"evaluation of {run['label']}", text(run)) for run in report.runs]
+    blocks += [
+        (f"training of {label}", text(run["config"]))
+        for label, run in report.training.items()
+        if run["config"]
+    ]
+    return blocks + ([("more", text(report.extra))] if report.extra else [])
+
+
+def _point(row: Mapping[str, Any] | None) -> plots.Point | None:
+    if row is None:
+        return None
+    low, high = (None if row[name] is None else 100 * row[name] for name in ("low", "high"))
+    return plots.Point(100 * row["value"], low, high)
+
+
+def _chance(
+    report: Report, suite: str, task: str | None, metric: str, label_set: str = ORIGINAL
+) -> float | None:
+    rows: Sequence[Json | None] = [
+        report.row(method, suite, task, metric, label_set=label_set) for method in report.methods
+    ]
+    return next((100 * row["chance"] for row in rows if row), None)

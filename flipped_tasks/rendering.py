@@ -1,0 +1,287 @@
+"""Rendering a template on a row: prompt, target, choices and the prompt's segments from one render.
+
+promptsource's own steps are kept to the letter (truncation to 2,048 characters, pipe escape, split,
+strip), so prompt and target equal `promptsource.templates.Template.apply`. What differs: templates
+are compiled once, in Jinja's immutable sandbox, and random draws come from the caller's generator.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes, pass_context
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+
+from flipped_errors import UserError, nearest
+from flipped_tasks.promptsource import TemplateSpec
+from flipped_tasks.spans import MARK_FILTER, Instance, Kind, Segment, TaintAnalysis, merge, runs
+
+_SEPARATOR = "|||"
+_PIPE_PROTECTOR = "3ed2dface8203c4c9dfb1a5dc58e41e0"  # promptsource's; truncation can cut it
+_TRUNCATE = " | string | truncate(2048) }}"
+_RNG = "random generator"  # has a space: no template can name it
+_DRAWING_FILTERS = frozenset({"choice", "random"})
+_ROW_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One example under one template.
+
+    Attributes:
+      prompt: the text before `|||`, stripped.
+      target: the text behind it, stripped; equals `choices[correct]`.
+      choices: the options, each stripped; equal texts may occur twice.
+      correct: the first index of the target among the choices.
+      segments: maximal runs of one kind, whose texts concatenate to `prompt`.
+    """
+
+    prompt: str
+    target: str
+    choices: tuple[str, ...]
+    correct: int
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Why an example has no use under a template, in short machine words that can be counted."""
+
+    reason: str
+
+
+@pass_context
+def _choice(context: Context, items: Sequence[Any]) -> Any:
+    return context.parent[_RNG].choice(items)
+
+
+@pass_context
+def _random(context: Context, items: Sequence[Any]) -> Any:
+    if not items:
+        return context.environment.undefined("No random item, sequence was empty.")
+    return context.parent[_RNG].choice(items)
+
+
+def _highlight(text: str) -> str:
+    return "<span style='color: #F08080'>" + text + "</span>"
+
+
+def _most_frequent(items: Sequence[Any]) -> list[Any] | None:
+    counts = Counter(items)
+    most = max(counts.values(), default=0)
+    return [item for item, count in counts.items() if count == most] if counts else None
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment()
+    environment.globals["zip"] = zip
+    del environment.globals["lipsum"]  # draws from a generator that no seed reaches
+    environment.filters.update(
+        choice=_choice, random=_random, highlight=_highlight, most_frequent=_most_frequent
+    )
+    environment.filters[MARK_FILTER] = Instance
+    return environment
+
+
+_ENVIRONMENT = _environment()
+
+
+def template_rng(seed: int, template: str, example: str | int) -> random.Random:
+    """The generator for one example under one template: the same in every process and on every host."""
+    key = json.dumps([seed, template, str(example)]).encode()
+    return random.Random(int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "big"))
+
+
+class CompiledTemplate:
+    """A template that is parsed, analysed and compiled once; safe to share between threads.
+
+    Attributes:
+      spec: the template's source.
+      columns: names of the columns that a row must have.
+      choices_fixed: whether the options are the same for every example.
+
+    Raises:
+      UserError: the template is not valid Jinja, or uses a statement that has no span rule.
+    """
+
+    def __init__(self, spec: TemplateSpec) -> None:
+        self.spec = spec
+        self._where = f"template {spec.name!r} of {spec.dataset}"
+        choices: TaintAnalysis | None = None
+        self._choices: Template | None = None
+        if spec.answer_choices is not None:
+            choices_tree = self._parse(spec.answer_choices)
+            choices = self._analyse(choices_tree, choices_are_instance=False)
+            self._choices = self._compile(choices_tree)
+        self.choices_fixed = choices is not None and not choices.columns
+        text = spec.jinja.replace("}}", _TRUNCATE)
+        tree = self._parse(text)
+        self._draws = _draws(tree)
+        body = self._analyse(tree, choices is not None and not self.choices_fixed)
+        self._body = self._compile(body.mark())
+        analyses = [analysis for analysis in (body, choices) if analysis is not None]
+        self.columns = tuple(sorted({name for one in analyses for name in one.columns}))
+        bound = {name for one in analyses for name in one.bound}
+        self._optional = tuple(sorted(bound - set(self.columns)))  # perhaps set, perhaps a column
+        self._constant_choices: tuple[str, ...] | None = None
+        if self._choices is not None and self.choices_fixed and not _draws(choices_tree):
+            self._constant_choices = self._render_choices({})
+
+    def _parse(self, source: str) -> nodes.Template:
+        try:
+            return _ENVIRONMENT.parse(source)
+        except TemplateSyntaxError as error:
+            raise UserError(f"{self._where}, line {error.lineno}: {error.message}") from error
+
+    def _analyse(self, tree: nodes.Template, choices_are_instance: bool) -> TaintAnalysis:
+        return TaintAnalysis(tree, _ENVIRONMENT.globals, choices_are_instance, self._where)
+
+    def _compile(self, tree: nodes.Template) -> Template:
+        try:
+            code = _ENVIRONMENT.compile(tree, name=None, filename=None)
+        except TemplateSyntaxError as error:  # such as a filter that nobody registered
+            raise UserError(f"{self._where}, line {error.lineno}: {error.message}") from error
+        return _ENVIRONMENT.template_class.from_code(
+            _ENVIRONMENT, code, _ENVIRONMENT.make_globals(None)
+        )
+
+    def apply(
+        self, row: Mapping[str, Any], rng: random.Random
+    ) -> tuple[list[str], tuple[str, ...] | None]:
+        """What promptsource gives: the stripped parts between `|||`, however many, and the choices.
+
+        Raises:
+          UserError: the row lacks a column, or the template does what the sandbox forbids.
+          Exception: whatever promptsource would raise on a row that does not fit the template.
+        """
+        pieces, choices = self._run(row, rng)
+        parts = "".join(pieces).split(_SEPARATOR)
+        return [_unescape(part).strip() for part in parts], choices
+
+    def render(self, row: Mapping[str, Any], rng: random.Random) -> Rendered | Dropped:
+        """Renders a row.
+
+        Args:
+          row: the example, with at least the columns that the template uses.
+          rng: where the `choice` filter draws; `random.Random(s)` gives the draws that promptsource
+            gives after `random.seed(s)`.
+
+        Returns:
+          The example, or why it is dropped: `render_error` (the row's values do not fit the
+          template), `not_two_parts`, `empty_prompt`, `empty_target`, `no_choices` (the template has
+          none), `target_not_in_choices`, `correct_not_shown` (a drawn order of the options leaves the
+          correct one out, as one of sciq's 24 does).
+
+        Raises:
+          UserError: the row lacks a column, or the template does what the sandbox forbids.
+        """
+        try:
+            pieces, choices = self._run(row, rng)
+        except UserError:
+            raise
+        except (TemplateError, *_ROW_ERRORS):
+            return Dropped("render_error")
+        parts = "".join(pieces).split(_SEPARATOR)
+        if len(parts) != 2:
+            return Dropped("not_two_parts")
+        segments = _prompt_segments(pieces, parts[0])
+        target = _unescape(parts[1]).strip()
+        if not segments:
+            return Dropped("empty_prompt")
+        if not target:
+            return Dropped("empty_target")
+        if choices is None:
+            return Dropped("no_choices")
+        if target not in choices:
+            return Dropped("target_not_in_choices")
+        if self._draws and _leaves_out(target, choices, runs(pieces, 0, len(parts[0]))):
+            return Dropped("correct_not_shown")
+        prompt = "".join(segment.text for segment in segments)
+        return Rendered(prompt, target, choices, choices.index(target), segments)
+
+    def _run(
+        self, row: Mapping[str, Any], rng: random.Random
+    ) -> tuple[list[str], tuple[str, ...] | None]:
+        values = self._values(row)
+        values[_RNG] = rng
+        try:
+            choices = self._constant_choices or self._render_choices(values)
+            values["answer_choices"] = None if choices is None else list(choices)
+            return list(self._body.root_render_func(self._body.new_context(values))), choices
+        except SecurityError as error:
+            raise UserError(f"{self._where}: refused by the sandbox: {error}") from error
+
+    def _values(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        if "answer_choices" in row:
+            raise UserError(f"{self._where}: a row has the reserved column 'answer_choices'")
+        values = {}
+        for column in self.columns:
+            if column not in row:
+                raise self._missing(column, row)
+            values[column] = _escape(row[column])
+        for name in self._optional:
+            if name in row:
+                values[name] = _escape(row[name])
+        return values
+
+    def _missing(self, column: str, row: Mapping[str, Any]) -> UserError:
+        near = ", ".join(repr(name) for name in nearest(column, row)) or "none"
+        return UserError(
+            f"{self._where}: the row has no column {column!r}; expected columns: "
+            f"{', '.join(self.columns)}; nearest in the row: {near}"
+        )
+
+    def _render_choices(self, values: Mapping[str, Any]) -> tuple[str, ...] | None:
+        if self._choices is None:
+            return None
+        context = self._choices.new_context(dict(values))
+        text = "".join(self._choices.root_render_func(context))
+        return tuple(_unescape(option.strip()) for option in text.split(_SEPARATOR))
+
+
+def _draws(tree: nodes.Template) -> bool:
+    return any(node.name in _DRAWING_FILTERS for node in tree.find_all(nodes.Filter))
+
+
+def _leaves_out(
+    target: str, choices: Sequence[str], prompt_parts: Iterable[tuple[str, Kind]]
+) -> bool:
+    """Whether a prompt shows options one by one, but not the target."""
+    shown = {_unescape(text).strip() for text, kind in prompt_parts if kind == "instance"}
+    return target not in shown and not shown.isdisjoint(choices)
+
+
+def _escape(value: Any) -> Any:
+    return value.replace(_SEPARATOR, _PIPE_PROTECTOR) if isinstance(value, str) else value
+
+
+def _unescape(text: str) -> str:
+    return text.replace(_PIPE_PROTECTOR, _SEPARATOR)
+
+
+def _prompt_segments(pieces: Sequence[str], part: str) -> tuple[Segment, ...]:
+    """Segments of the first part, stripped and unescaped; the part starts the joined pieces."""
+    stop = len(part.rstrip())
+    start = len(part) - len(part.lstrip())
+    slices: list[tuple[str, Kind]] = []
+    while (hit := part.find(_PIPE_PROTECTOR, start, stop)) >= 0:
+        slices.extend(runs(pieces, start, hit))
+        _, kind = next(runs(pieces, hit, hit + 1))
+        slices.append((_SEPARATOR, kind))
+        start = hit + len(_PIPE_PROTECTOR)
+    slices.extend(runs(pieces, start, stop))
+    return merge(slices)
+
+
+@functools.lru_cache(maxsize=4096)
+def compile_template(spec: TemplateSpec) -> CompiledTemplate:
+    """The compiled form of a template; compiled at most once in a process."""
+    return CompiledTemplate(spec)

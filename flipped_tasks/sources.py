@@ -1,0 +1,269 @@
+"""Where the rows come from: files that a user has, or the closed world that is built in.
+
+Rows travel as JSON bytes with their row number. JSON keeps nesting and null exactly, one type of tensor serves all
+datasets, and SeqIO can cache it.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import pathlib
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+import seqio
+import tensorflow as tf
+
+from flipped_errors import UserError, unknown
+from flipped_tasks import stream
+from flipped_tasks.datasets import DatasetSpec, get_dataset
+from flipped_tasks.draws import generator
+
+MAX_EXAMPLES = 500_000  # a larger training set is sampled down to this, once (model cards)
+SAMPLING_SEED = 0
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+_ROWS_PER_READ = 256
+
+
+def load_rows(dataset: str, split: str, data_dir: str | None = None) -> list[dict[str, Any]]:
+    """All rows of a split, in the hub's schema and order, unchecked.
+
+    Args:
+      dataset: promptsource's name, such as 'super_glue/rte'.
+      split: such as 'validation' or 'dev_r1'.
+      data_dir: a folder with `<dataset, / as __>/<split>.jsonl`, `.jsonl.gz` or `.parquet`; None for the
+        embedded world.
+
+    Raises:
+      UserError: dataset, folder, split or file cannot be read; names the file and the line.
+    """
+    return [orjson.loads(row) for row in load_payloads(dataset, split, data_dir)]
+
+
+def load_payloads(dataset: str, split: str, data_dir: str | None = None) -> list[bytes]:
+    """As `load_rows`, each row as its JSON bytes. A line that is not JSON is found by whoever parses it."""
+    spec = get_dataset(dataset)
+    if data_dir is None:
+        from flipped_tasks import embedded  # the built-in world is needed only here
+
+        if split not in split_names(dataset, None):
+            raise unknown(
+                f"split of the embedded dataset {spec.name!r}", split, split_names(dataset, None)
+            )
+        return [orjson.dumps(row) for row in embedded.generate(dataset, split)]
+    path = _find_file(spec.name, split, data_dir)
+    if path.suffix == ".parquet":
+        return list(_read_parquet(path))
+    return list(_read_json_lines(path))
+
+
+def split_names(dataset: str, data_dir: str | None = None) -> tuple[str, ...]:
+    """The splits at hand. Raises `UserError` where the dataset has no folder in `data_dir`."""
+    spec = get_dataset(dataset)
+    if data_dir is None:
+        from flipped_tasks import embedded
+
+        if spec.name not in embedded.SPLIT_SIZES:
+            raise unknown("embedded dataset", spec.name, embedded.SPLIT_SIZES)
+        return tuple(embedded.SPLIT_SIZES[spec.name])
+    folder = _folder(spec.name, data_dir)
+    names = {
+        path.name.removesuffix(suffix)
+        for path in folder.iterdir()
+        for suffix in _SUFFIXES
+        if path.name.endswith(suffix)
+    }
+    if not names:
+        raise UserError(f"no {', '.join(_SUFFIXES)} file in {folder}")
+    return tuple(sorted(names))
+
+
+def _folder(dataset: str, data_dir: str) -> pathlib.Path:
+    root = pathlib.Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise UserError(f"data folder {str(root)!r} does not exist")
+    folder = root / dataset.replace("/", "__")
+    if not folder.is_dir():
+        have = [path.name for path in root.iterdir() if path.is_dir()]
+        raise unknown(f"dataset folder in {str(root)!r}", folder.name, have)
+    return folder
+
+
+def _find_file(dataset: str, split: str, data_dir: str) -> pathlib.Path:
+    folder = _folder(dataset, data_dir)
+    for suffix in _SUFFIXES:
+        if (path := folder / f"{split}{suffix}").is_file():
+            return path
+    raise unknown(f"split of {dataset!r} in {str(folder)!r}", split, split_names(dataset, data_dir))
+
+
+def _read_json_lines(path: pathlib.Path) -> Iterator[bytes]:
+    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+    number = 0
+    try:
+        with opener(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line := line.strip():
+                    _check_json(line, path, number)
+                    yield line
+    except (OSError, EOFError) as error:
+        raise UserError(f"cannot read {path} after line {number}: {error}") from error
+
+
+def _check_json(line: bytes, path: pathlib.Path, number: int) -> None:
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"{path}, line {number}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{path}, line {number}: expected an object, got {type(row).__name__}")
+
+
+def _read_parquet(path: pathlib.Path) -> Iterator[bytes]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=4096):
+                for row in batch.to_pylist():
+                    yield orjson.dumps(row, default=str)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+class Payloads:
+    """The labelled rows of one split.
+
+    Attributes:
+      rows: JSON bytes, in the split's order.
+      numbers: int64, each row's 0-based number in the split.
+      dropped: reason → number of rows that were left out.
+    """
+
+    def __init__(self, rows: list[bytes], numbers: np.ndarray, dropped: Counter[str]):
+        self.rows, self.numbers, self.dropped = rows, numbers, dropped
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@functools.lru_cache(maxsize=128)
+def labelled_payloads(
+    dataset: str, split: str, data_dir: str | None, limit: int | None = MAX_EXAMPLES
+) -> Payloads:
+    """Checks every row against the catalog, drops and counts those without a label.
+
+    Args:
+      limit: a split with more rows is sampled down to this many, with a fixed seed and in its own order.
+
+    Raises:
+      UserError: a row contradicts the catalog, or no row has a label.
+    """
+    spec = get_dataset(dataset)
+    rows = load_payloads(dataset, split, data_dir)
+    numbers = np.arange(len(rows), dtype=np.int64)
+    if limit is not None and len(rows) > limit:
+        numbers = np.sort(generator(SAMPLING_SEED, dataset, split).permutation(len(rows))[:limit])
+    return _check_rows(spec, split, [rows[number] for number in numbers], numbers)
+
+
+def _check_rows(spec: DatasetSpec, split: str, rows: list[bytes], numbers: np.ndarray) -> Payloads:
+    dropped: Counter[str] = Counter()
+    keep = np.ones(len(rows), bool)
+    for place, row in enumerate(rows):
+        if (drop := spec.check_row(orjson.loads(row), int(numbers[place]) + 1)) is not None:
+            dropped[drop.reason] += 1
+            keep[place] = False
+    kept = [row for row, good in zip(rows, keep, strict=True) if good]
+    if not kept:
+        why = (
+            ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+            or "the split is empty"
+        )
+        raise UserError(f"dataset {spec.name!r}, split {split!r}: no example is left ({why})")
+    return Payloads(kept, numbers[keep], dropped)
+
+
+class RowSource(seqio.DataSource):
+    """SeqIO's source of the rows of one dataset: {'row': JSON bytes, 'number': int64 row number}.
+
+    Shuffling is a permutation of the whole split, drawn from the seed. Rows are loaded when they are first needed.
+    """
+
+    def __init__(
+        self, name: str, load: Callable[[str], Payloads], splits: Callable[[], Sequence[str]]
+    ):
+        """Args: name: what the order is drawn for; load: split → its rows; splits: the splits at hand."""
+        self.name = name
+        self._load = load
+        self._find_splits = splits
+        self._lock = threading.Lock()
+        super().__init__(splits=(), performs_internal_shuffling=True)
+
+    @functools.cached_property
+    def _split_names(self) -> tuple[str, ...]:
+        return tuple(self._find_splits())
+
+    @property
+    def splits(self) -> Sequence[str]:
+        return self._split_names
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return False
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        """One shard: SeqIO then deals the examples out to the hosts one by one."""
+        return [split]
+
+    def payloads(self, split: str) -> Payloads:
+        """The rows of a split, loaded once."""
+        if split not in self.splits:
+            raise unknown(f"split of {self.name!r}", split, self.splits)
+        with self._lock:
+            return self._load(split)
+
+    def num_input_examples(self, split: str) -> int:
+        return len(self.payloads(split))
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **_: Any,
+    ) -> tf.data.Dataset:
+        """One pass over the split; inside a `stream.Reading` it starts where that reading starts."""
+        payloads = self.payloads(split)
+        size = len(payloads)
+        order = np.arange(size)
+        if shuffle:
+            keys = (
+                (seed, self.name)
+                if seed is not None
+                else (int.from_bytes(np.random.bytes(4), "big"),)
+            )
+            order = generator(*keys).permutation(size)
+        order = np.roll(order, -(stream.source_start() % size))
+
+        def read(block: np.int64) -> tuple[np.ndarray, np.ndarray]:
+            places = order[block * _ROWS_PER_READ : (block + 1) * _ROWS_PER_READ]
+            rows = np.array([payloads.rows[place] for place in places], dtype=object)
+            return rows, payloads.numbers[places]
+
+        def read_block(block: tf.Tensor) -> dict[str, tf.Tensor]:
+            rows, numbers = tf.numpy_function(read, [block], (tf.string, tf.int64), stateful=False)
+            return {
+                "row": tf.ensure_shape(rows, [None]),
+                "number": tf.ensure_shape(numbers, [None]),
+            }
+
+        blocks = -(-size // _ROWS_PER_READ)
+        return tf.data.Dataset.range(blocks).map(read_block).unbatch()

@@ -1,0 +1,231 @@
+"""From pieces to token ids: T5's SentencePiece vocabulary with its 100 sentinels, and truncation.
+
+Text between sentinels is encoded on its own and the sentinels' ids are put between. A string that
+contains sentinels is never tokenized in one go: that loses the ones that touch a word.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import sentencepiece
+
+from flipped_errors import UserError
+from flipped_tasks.methods import NUM_SENTINELS, Formatted, Piece, PieceKind
+
+_ROW_MULTIPLE = 128  # embedding rows are padded to it: 32,100 become T5's 32,128
+_SHORT = 256  # characters; instruction and options repeat, long instance texts rarely do
+
+
+class Vocabulary:
+    """SentencePiece ids, with `<extra_id_0>` … `<extra_id_99>` behind them in reversed order.
+
+    Attributes:
+      pad, eos, unk: 0, 1 and 2, as in all T5 vocabularies.
+      size: rows of the embedding table that the ids need.
+    """
+
+    pad, eos, unk = 0, 1, 2
+
+    def __init__(self, processor: sentencepiece.SentencePieceProcessor) -> None:
+        self._processor = processor
+        self._pieces = processor.get_piece_size()
+        total = self._pieces + NUM_SENTINELS
+        self.size = -(-total // _ROW_MULTIPLE) * _ROW_MULTIPLE
+        self._short = functools.lru_cache(maxsize=32768)(self._encode)
+        self._long = functools.lru_cache(maxsize=512)(self._encode)
+
+    @classmethod
+    def from_file(cls, path: str | pathlib.Path) -> Vocabulary:
+        """Reads a SentencePiece `.model` file that holds no sentinels.
+
+        Raises:
+          UserError: there is no such file, it is not a SentencePiece model, or its pad, eos and unk
+            are not 0, 1 and 2.
+        """
+        if not pathlib.Path(path).is_file():
+            raise UserError(f"vocabulary: expected a SentencePiece model file, got {str(path)!r}")
+        processor = sentencepiece.SentencePieceProcessor()
+        try:
+            processor.load_from_serialized_proto(pathlib.Path(path).read_bytes())
+        except RuntimeError as error:
+            raise UserError(f"vocabulary {str(path)!r} is not a SentencePiece model") from error
+        special = (processor.pad_id(), processor.eos_id(), processor.unk_id())
+        if special != (cls.pad, cls.eos, cls.unk):
+            raise UserError(
+                f"vocabulary {str(path)!r}: expected pad, eos, unk to be 0, 1, 2, got {special}"
+            )
+        return cls(processor)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._processor.encode(text))
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """Ids of a text without eos; sentinels are not looked for in it."""
+        return self._short(text) if len(text) <= _SHORT else self._long(text)
+
+    def encode(self, text: str) -> list[int]:
+        """Like `encode_text`, as a new list."""
+        return list(self.encode_text(text))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; sentinels are written `<extra_id_k>`; pad, eos and padding rows vanish."""
+        texts: list[str] = []
+        run: list[int] = []
+        first_sentinel = self._pieces
+        for token in [*map(int, ids), first_sentinel + NUM_SENTINELS]:
+            if token < first_sentinel:
+                run.append(token)
+                continue
+            if run:
+                texts.append(self._processor.decode(run))
+                run = []
+            if token < first_sentinel + NUM_SENTINELS:
+                texts.append(f"<extra_id_{first_sentinel + NUM_SENTINELS - 1 - token}>")
+        return " ".join(text for text in texts if text)
+
+    def sentinel(self, k: int) -> int:
+        """Id of `<extra_id_k>`; `ValueError` outside of 0 … 99."""
+        if not 0 <= k < NUM_SENTINELS:
+            raise ValueError(f"sentinel: expected 0 to {NUM_SENTINELS - 1}, got {k}")
+        return self._pieces + NUM_SENTINELS - 1 - k
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one (example, choice).
+
+    Attributes:
+      inputs: encoder ids, eos included where it is wanted.
+      targets: decoder ids, eos included.
+      inputs_cut, targets_cut: how many ids truncation took away; 0 where nothing was too long.
+    """
+
+    inputs: list[int]
+    targets: list[int]
+    inputs_cut: int
+    targets_cut: int
+
+
+def encode(
+    formatted: Formatted,
+    vocab: Vocabulary,
+    lengths: Mapping[str, int],
+    input_eos: bool = True,
+) -> Encoded:
+    """Ids of an example, at most `lengths["inputs"]` and `lengths["targets"]`, eos included.
+
+    Inputs that are too long lose instance text, from the ends of the longest stretches first, until
+    they fit: so `output: choice` of FLIPPED stays whole, and so do all sentinels and DIRECT's
+    instruction. Only where there is no instance text left are other pieces cut. Targets are cut at
+    their end and keep eos.
+
+    Args:
+      input_eos: whether inputs end with eos, as those of the public Flipped models do (Hugging
+        Face's tokenizer appends it). T0 trains without.
+
+    Raises:
+      UserError: a length is not at least 1, or missing.
+    """
+    for name in ("inputs", "targets"):
+        if lengths.get(name, 0) < 1:
+            raise UserError(f"lengths[{name!r}]: expected at least 1, got {lengths.get(name)!r}")
+    end = [vocab.eos] if input_eos else []
+    whole = _ids(formatted.inputs, formatted.input_kinds, vocab)
+    inputs = whole
+    if len(whole) > lengths["inputs"] - len(end):
+        inputs = _fit(formatted, vocab, lengths["inputs"] - len(end))
+    targets = _ids(formatted.targets, ["instruction"] * len(formatted.targets), vocab)
+    room = lengths["targets"] - 1
+    return Encoded(
+        inputs=inputs + end,
+        targets=targets[:room] + [vocab.eos],
+        inputs_cut=len(whole) - len(inputs),
+        targets_cut=max(0, len(targets) - room),
+    )
+
+
+def _ids(pieces: Sequence[Piece], kinds: Sequence[PieceKind], vocab: Vocabulary) -> list[int]:
+    """Ids of all pieces. Neighbouring texts are encoded as one, for words may run across them; an
+    output piece begins with whitespace or stands alone, where no token runs across, and is encoded
+    on its own."""
+    ids: list[int] = []
+    texts: list[str] = []
+
+    def flush() -> None:
+        if texts:
+            ids.extend(vocab.encode_text("".join(texts)))
+            texts.clear()
+
+    for piece, kind in zip(pieces, kinds, strict=True):
+        if isinstance(piece, int):
+            flush()
+            ids.append(vocab.sentinel(piece))
+        elif kind == "output":
+            flush()
+            ids.extend(vocab.encode_text(piece))
+        else:
+            texts.append(piece)
+    flush()
+    return ids
+
+
+def _fit(formatted: Formatted, vocab: Vocabulary, limit: int) -> list[int]:
+    """Ids of the inputs, shortened to at most `limit`."""
+    pieces, kinds = list(formatted.inputs), formatted.input_kinds
+    ids = _ids(pieces, kinds, vocab)
+    while len(ids) > limit and _shorten(pieces, kinds, vocab, len(ids) - limit):
+        ids = _ids(pieces, kinds, vocab)
+    if len(ids) <= limit:
+        return ids
+    output = [
+        token
+        for piece, kind in zip(pieces, kinds, strict=True)
+        if kind == "output"
+        for token in vocab.encode_text(str(piece))
+    ]
+    if not output:
+        return ids[len(ids) - limit :]  # DIRECT: the last instruction is what asks the question
+    room = max(0, limit - len(output))
+    return (ids[: len(ids) - len(output)][:room] + output)[:limit]
+
+
+def _shorten(
+    pieces: list[Piece], kinds: Sequence[PieceKind], vocab: Vocabulary, surplus: int
+) -> bool:
+    """Takes at least `surplus` ids from the longest instance pieces; False where none is left."""
+    counts = {
+        place: len(vocab.encode_text(str(piece)))
+        for place, (piece, kind) in enumerate(zip(pieces, kinds, strict=True))
+        if kind == "instance" and piece
+    }
+    if not counts:
+        return False
+    budget = max(0, sum(counts.values()) - surplus)
+    level = bisect.bisect_right(
+        range(max(counts.values()) + 1),
+        budget,
+        key=lambda level: sum(min(count, level) for count in counts.values()),
+    )
+    level -= 1  # the highest level at which all pieces together are within the budget
+    spare = budget - sum(min(count, level) for count in counts.values())
+    for place, count in counts.items():
+        if count <= level and level > 0:
+            continue
+        keep = level + (1 if spare > 0 else 0)
+        spare -= 1
+        pieces[place] = _prefix(str(pieces[place]), keep, vocab)
+    return True
+
+
+def _prefix(text: str, count: int, vocab: Vocabulary) -> str:
+    """The longest beginning of a text that has at most `count` ids."""
+    if count <= 0:
+        return ""
+    sizes = range(1, len(text) + 1)
+    size = bisect.bisect_right(sizes, count, key=lambda size: len(vocab._encode(text[:size])))
+    return text[:size]

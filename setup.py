@@ -1,0 +1,93 @@
+"""Packaging metadata. promptsource is not listed: its own metadata refuses Python 3.10 and later.
+
+Only promptsource's YAML files are read, never its code, so it is installed beside this package with
+`pip install --no-deps --ignore-requires-python promptsource==0.2.3`; the commands say so when it is
+missing, and `make` does it.
+"""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+
+setup(
+    name="flipped-learning",
+    version="0.1.0",
+    description="Flipped Learning, DIRECT and CHANNEL meta-training of T5 on JAX and SeqIO",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(
+        include=[
+            f"{name}{tail}"
+            for name in ("flipped_tasks", "mixtures", "t5_engine", "flipped_eval", "flipped_cli")
+            for tail in ("", ".*")
+        ]
+    ),
+    py_modules=["flipped_errors"],
+    include_package_data=False,
+    package_data={
+        "": [
+            "*.yaml",
+            "*.json",
+            "*.html",
+            "*.css",
+            "*.md",
+            "*.jinja",
+            "*.j2",
+            "*.model",
+            "py.typed",
+        ],
+    },
+    install_requires=[
+        "click>=8.1",
+        "flax>=0.12",
+        "gin-config>=0.5",
+        "jax>=0.10.2",
+        "jinja2>=3.1",
+        "markupsafe>=2.1",
+        "matplotlib>=3.8",
+        "numpy>=2.0",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "orjson>=3.9",
+        "pyarrow>=15",
+        "pyyaml>=6.0",
+        "rich>=13.0",
+        "scikit-learn>=1.4",
+        "scipy>=1.12",
+        "sentencepiece>=0.2",
+        "seqio>=0.0.20",
+        "tensorboardX>=2.6",
+        "tensorflow>=2.18",
+        "tensorflow-datasets>=4.9",
+        "tensorflow-text>=2.18",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "cuda": ["jax[cuda12]>=0.10.2"],
+        "test": [
+            "hypothesis>=6.100",
+            "mypy>=1.10",
+            "pandas>=2.2",
+            "pytest>=8.0",
+            "pytest-xdist>=3.5",
+            "ruff>=0.6",
+            "safetensors>=0.4",
+            "setuptools<81",
+            "torch==2.13.0",
+            "transformers>=4.57",
+        ],
+    },
+    entry_points={"console_scripts": ["flipped = flipped_cli.main:main"]},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

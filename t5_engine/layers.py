@@ -1,0 +1,229 @@
+"""The building blocks of T5.1.1: RMS norm, dense, relative positions, attention, gated feed-forward.
+
+Every parameter is declared once, with its shape, initialiser and logical axes ("embed", "joined_kv", "mlp",
+"vocab", "heads", "relpos_buckets"); `t5_engine.partitioning` maps these to the mesh. Names, shapes and
+initialisers are T5X's (google-research/t5x, `examples/t5`), so that its checkpoints map one to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t5_engine.config import T5Config
+
+Initializer = Callable[[jax.Array, Sequence[int], Any], jax.Array]
+
+# Added to the attention logits of keys that must not be seen. Finite, so that a row of padding only (an example
+# of weight 0) gives a uniform softmax and not NaN.
+MASKED = -1e10
+
+ATTENTION_INIT: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+DENSE_INIT: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+RELATIVE_INIT: Initializer = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+
+# `matching_init`: by how much the chosen heads prefer the neighbouring word, in nats.
+NEIGHBOUR_BIAS = 4.0
+
+
+class RMSNorm(nn.Module):
+    """Divides by the root mean square over D and multiplies by a learned scale; no mean, no bias.
+
+    Computed in float32; the result has the model's `dtype`.
+    """
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param(
+            "scale",
+            nn.with_logical_partitioning(nn.initializers.ones, ("embed",)),
+            (self.config.emb_dim,),
+            jnp.float32,
+        )
+        x = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        y = x * jax.lax.rsqrt(mean_square + self.config.layer_norm_epsilon)
+        return (y * scale).astype(self.config.dtype)
+
+
+class Dense(nn.Module):
+    """A matrix product without bias: [..., in] -> [..., features].
+
+    The kernel is kept 2-D, [in, features] in float32, and cast to `dtype` for the product.
+    """
+
+    features: int
+    axes: tuple[str, str]
+    kernel_init: Initializer
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(self.kernel_init, self.axes),
+            (x.shape[-1], self.features),
+            jnp.float32,
+        )
+        # As one matrix product of all positions: XLA's CPU compiler runs it faster than a batched one.
+        flat = x.astype(self.dtype).reshape(-1, x.shape[-1])
+        return jnp.dot(flat, kernel.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
+
+
+def relative_position_bucket(
+    relative: np.ndarray, *, bidirectional: bool, num_buckets: int, max_distance: int
+) -> np.ndarray:
+    """The bucket of each relative position (key minus query).
+
+    Half of the buckets of a direction hold one distance each; the other half grow logarithmically up to
+    `max_distance`, beyond which all share the last. A bidirectional table gives half of its buckets to keys on
+    the right; a causal one counts only keys on the left (Raffel et al. 2020, section 2.1).
+
+    Args:
+      relative: integers, any shape.
+      bidirectional: True in the encoder.
+      num_buckets: the number of buckets in all.
+      max_distance: in tokens.
+
+    Returns:
+      int32 of the same shape, in [0, num_buckets).
+    """
+    distance = -relative
+    bucket = np.zeros_like(relative)
+    if bidirectional:
+        num_buckets //= 2
+        bucket = bucket + np.where(distance < 0, num_buckets, 0)
+        distance = np.abs(distance)
+    else:
+        distance = np.maximum(distance, 0)
+    exact = num_buckets // 2
+    # In float32 and with the tiny addition, as the reference does: the edges of the logarithmic buckets
+    # depend on the rounding.
+    ratio = distance.astype(np.float32) / exact + np.finfo(np.float32).eps
+    growth = np.log(ratio) / np.log(max_distance / exact) * (num_buckets - exact)
+    logarithmic = np.minimum(exact + growth.astype(np.int32), num_buckets - 1)
+    return (bucket + np.where(distance < exact, distance, logarithmic)).astype(np.int32)
+
+
+class RelativePositionBias(nn.Module):
+    """The bias of a stack's self-attention logits, one table for all its layers: -> [1, N, T, S] float32."""
+
+    config: T5Config
+    bidirectional: bool
+
+    @nn.compact
+    def __call__(self, query_length: int, key_length: int) -> jax.Array:
+        config = self.config
+        table = self.param(
+            "rel_embedding",
+            nn.with_logical_partitioning(self._init, ("heads", "relpos_buckets")),
+            (config.num_heads, config.relative_attention_num_buckets),
+            jnp.float32,
+        )
+        relative = np.arange(key_length)[None, :] - np.arange(query_length)[:, None]  # [T, S]
+        return jnp.take(table, self._bucket(relative), axis=1)[None]
+
+    def _bucket(self, relative: np.ndarray) -> np.ndarray:
+        return relative_position_bucket(
+            relative,
+            bidirectional=self.bidirectional,
+            num_buckets=self.config.relative_attention_num_buckets,
+            max_distance=self.config.relative_attention_max_distance,
+        )
+
+    def _init(self, key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
+        table = RELATIVE_INIT(key, shape, dtype)
+        if self.config.matching_init:
+            offsets = (-1, 1) if self.bidirectional else (-1,)
+            for head, offset in enumerate(offsets[: self.config.num_heads]):
+                table = table.at[head, self._bucket(np.array(offset))].add(NEIGHBOUR_BIAS)
+        return table
+
+
+class Attention(nn.Module):
+    """Multi-head attention without scaling of the logits.
+
+    T5 does not divide the logits by sqrt(H); the query kernel's initialiser is divided by it instead, which is
+    the same at the start of training and saves the division.
+    """
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, memory: jax.Array, bias: jax.Array, deterministic: bool
+    ) -> jax.Array:
+        """Attends from x to memory.
+
+        Args:
+          x: queries [B, T, D].
+          memory: keys and values [B', S, D]. B is a multiple of B': the B / B' consecutive rows of x that share
+            a row of memory (the choices of one prompt) also share its keys and values.
+          bias: added to the logits, float32, broadcastable to [B', N, T * B / B', S].
+          deterministic: True switches dropout off.
+
+        Returns:
+          [B, T, D].
+        """
+        config = self.config
+        query_init, key_init = self._query_and_key_init()
+
+        def project(name: str, inputs: jax.Array, init: Initializer) -> jax.Array:
+            dense = Dense(
+                config.joined_kv, ("embed", "joined_kv"), init, config.dtype, name=name
+            )
+            return dense(inputs).reshape(memory.shape[0], -1, config.num_heads, config.head_dim)
+
+        query = project("query", x, query_init)  # [B', T * B / B', N, H]
+        key = project("key", memory, key_init)  # [B', S, N, H]
+        value = project("value", memory, ATTENTION_INIT)
+        logits = jnp.einsum(
+            "BTNH,BSNH->BNTS", query, key, preferred_element_type=jnp.float32
+        )
+        weights = jax.nn.softmax(logits + bias, axis=-1).astype(config.dtype)
+        # The same keys are dropped for all queries of a head, as in T5X.
+        weights = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))(weights, deterministic)
+        mixed = jnp.einsum("BNTS,BSNH->BTNH", weights, value)
+        mixed = mixed.reshape(x.shape[0], -1, config.joined_kv)
+        out = Dense(
+            config.emb_dim, ("joined_kv", "embed"), ATTENTION_INIT, config.dtype, name="out"
+        )
+        return out(mixed)
+
+    def _query_and_key_init(self) -> tuple[Initializer, Initializer]:
+        scale = self.config.head_dim**-0.5
+
+        def query_init(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
+            return ATTENTION_INIT(key, shape, dtype) * scale
+
+        if not (self.config.matching_init and self.is_initializing()):
+            return query_init, ATTENTION_INIT
+        shared = self.make_rng("params")
+        return (
+            lambda _, shape, dtype: query_init(shared, shape, dtype),
+            lambda _, shape, dtype: ATTENTION_INIT(shared, shape, dtype),
+        )
+
+
+class GatedMlp(nn.Module):
+    """The feed-forward block: gelu(x W_0) * (x W_1), then W_o; [B, T, D] -> [B, T, D]."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        config = self.config
+
+        def into(name: str) -> Dense:
+            return Dense(config.mlp_dim, ("embed", "mlp"), DENSE_INIT, config.dtype, name=name)
+
+        hidden = nn.gelu(into("wi_0")(x), approximate=True) * into("wi_1")(x)
+        hidden = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))(hidden, deterministic)
+        return Dense(config.emb_dim, ("mlp", "embed"), DENSE_INIT, config.dtype, name="wo")(hidden)

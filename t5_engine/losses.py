@@ -1,0 +1,171 @@
+"""The objectives of DIRECT, CHANNEL and FLIPPED (Ye et al. 2022, arXiv 2210.02969, section 3).
+
+Both per-token losses come from one number, the margin m = z_target - log(sum of exp(z) over all *other* words):
+p(target) = sigmoid(m), so
+
+    -log p       = softplus(-m)      the cross-entropy
+    -log (1 - p) = softplus(m)       the unlikelihood
+
+which are exact in float32 however close p is to 0 or 1, with gradients that stay within [-1, 1]. Taking log(1 - p)
+from p, or from log p, loses every digit as p approaches 1, which is where unlikelihood matters most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from t5_engine.config import T5Config
+from t5_engine.model import T5, Params
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class TokenStatistics(NamedTuple):
+    """What the losses need of each target token; arrays of the targets' shape."""
+
+    margin: jax.Array  # z_target - logsumexp(z of all others), float32
+    target_logit: jax.Array  # z_target, float32
+    hit: jax.Array  # bool: no other word has a higher logit
+
+
+@jax.custom_vjp
+def token_statistics(logits: jax.Array, targets: jax.Array) -> TokenStatistics:
+    """The target's logit against all others: logits [M, V] float32, targets [M] int in [0, V) -> [M] each.
+
+    The gradient is written out: one pass over the logits, with nothing kept from the forward pass but one number a
+    token. What differentiation derives by itself is several times slower where V is large.
+    """
+    return _token_statistics(logits, targets)[0]
+
+
+def _is_target(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    return jax.lax.broadcasted_iota(targets.dtype, logits.shape, 1) == targets[:, None]
+
+
+def _token_statistics(
+    logits: jax.Array, targets: jax.Array
+) -> tuple[TokenStatistics, tuple[jax.Array, ...]]:
+    target_logit = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+    others = jnp.where(_is_target(logits, targets), -jnp.inf, logits)
+    highest = jnp.max(others, axis=1)
+    log_sum = highest + jnp.log(jnp.sum(jnp.exp(others - highest[:, None]), axis=1))
+    found = TokenStatistics(target_logit - log_sum, target_logit, target_logit >= highest)
+    return found, (logits, targets, log_sum)
+
+
+def _token_statistics_gradient(
+    kept: tuple[jax.Array, ...], given: TokenStatistics
+) -> tuple[jax.Array, None]:
+    logits, targets, log_sum = kept
+    of_target = (given.margin + given.target_logit)[:, None]
+    of_others = -given.margin[:, None] * jnp.exp(logits - log_sum[:, None])
+    return jnp.where(_is_target(logits, targets), of_target, of_others), None
+
+
+token_statistics.defvjp(_token_statistics, _token_statistics_gradient)
+
+
+def statistics(logits: jax.Array, targets: jax.Array) -> TokenStatistics:
+    """`token_statistics` of logits [..., V] and targets [...], each result with the targets' shape."""
+    # Two-dimensional on purpose: with [B, T, V] XLA's CPU compiler transposes the logits (4 times slower).
+    flat = token_statistics(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
+    return TokenStatistics(*(value.reshape(targets.shape) for value in flat))
+
+
+def token_log_probs(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """log p(target) of each token: logits [..., V] float32, targets [...] int -> [...] float32, at most 0."""
+    return -jax.nn.softplus(-statistics(logits, targets).margin)
+
+
+def cross_entropy(
+    found: TokenStatistics, weights: jax.Array, z_loss: float = 0.0
+) -> jax.Array:
+    """The sum over tokens of -weight * log p(target).
+
+    Args:
+      found: `statistics` of the logits, [B, T] each.
+      weights: [B, T], 0 for what does not count.
+      z_loss: the factor of log(Z)^2, which keeps the logits' normaliser Z near 1 (T5X uses 1e-4; 0 is off).
+
+    Returns:
+      A float32 scalar, not divided by the number of tokens.
+    """
+    losses = jax.nn.softplus(-found.margin)
+    if z_loss:
+        losses = losses + z_loss * jnp.square(found.target_logit + losses)  # log Z = z - log p
+    return jnp.sum(losses * weights)
+
+
+def unlikelihood(found: TokenStatistics, weights: jax.Array) -> jax.Array:
+    """The sum over tokens of -weight * log(1 - p(target)); arguments and result as in `cross_entropy`."""
+    return jnp.sum(jax.nn.softplus(found.margin) * weights)
+
+
+def objective(
+    config: T5Config,
+    params: Params,
+    batch: Batch,
+    *,
+    lambda_unlikelihood: float = 0.0,
+    z_loss: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """The loss of a batch: L_LM + lambda * L_UL, each a mean over the batch's target tokens.
+
+    Tokens of weight 0 (padding, or a whole example of weight 0) are in neither sum. L_UL of an example without a
+    wrong choice is 0; its tokens stay in the divisor, which is the same for both terms.
+
+    Args:
+      config: the model's.
+      params: the model's.
+      batch: `encoder_input_tokens` [B, S], `decoder_input_tokens`, `decoder_target_tokens` and
+        `decoder_loss_weights` [B, T]; for the unlikelihood term also `wrong_encoder_input_tokens` [B, S], the
+        input with a wrong choice, and `wrong_weights` [B], 0 where an example has no wrong choice.
+      lambda_unlikelihood: the weight of L_UL. With 0, or without wrong inputs in the batch, the model runs once.
+      z_loss: see `cross_entropy`.
+      dropout_key: a key switches dropout on.
+
+    Returns:
+      (loss, metrics), metrics being float32 scalars: loss, loss_lm, loss_ul (without its factor), accuracy (of the
+      most probable next word), tokens, examples.
+    """
+    inputs = batch["encoder_input_tokens"]
+    decoder_inputs = batch["decoder_input_tokens"]
+    targets = batch["decoder_target_tokens"]
+    weights = batch["decoder_loss_weights"].astype(jnp.float32)
+    with_wrong = bool(lambda_unlikelihood) and "wrong_encoder_input_tokens" in batch
+    if with_wrong:
+        # One forward pass of twice the batch: right choices, then wrong ones.
+        inputs = jnp.concatenate([inputs, batch["wrong_encoder_input_tokens"]])
+        decoder_inputs = jnp.concatenate([decoder_inputs, decoder_inputs])
+    rngs = {} if dropout_key is None else {"dropout": dropout_key}
+    logits = T5(config).apply(
+        {"params": params}, inputs, decoder_inputs, deterministic=dropout_key is None, rngs=rngs
+    )
+    rows = targets.shape[0]
+    found = statistics(logits, jnp.concatenate([targets, targets]) if with_wrong else targets)
+    right = TokenStatistics(*(value[:rows] for value in found))
+
+    tokens = jnp.sum(weights)
+    divisor = jnp.maximum(tokens, 1.0)
+    loss_lm = cross_entropy(right, weights, z_loss) / divisor
+    loss_ul = jnp.zeros(())
+    if with_wrong:
+        wrong = TokenStatistics(*(value[rows:] for value in found))
+        wrong_weights = weights * batch["wrong_weights"].astype(jnp.float32)[:, None]
+        loss_ul = unlikelihood(wrong, wrong_weights) / divisor
+    loss = loss_lm + lambda_unlikelihood * loss_ul
+    metrics = {
+        "loss": loss,
+        "loss_lm": loss_lm,
+        "loss_ul": loss_ul,
+        "accuracy": jnp.sum(right.hit * weights) / divisor,
+        "tokens": tokens,
+        "examples": jnp.sum(jnp.any(weights > 0, axis=-1)).astype(jnp.float32),
+    }
+    return loss, metrics

@@ -1,0 +1,254 @@
+"""T5.1.1: an encoder and a decoder with shared input embeddings and separate (untied) logits.
+
+The layers of a stack run under `nn.scan`: their parameters are stacked on axis 0, for example
+`encoder/layers/attention/query/kernel` [L, D, N * H]. `unstack` and `stack` translate to and from T5X's names,
+`encoder/layers_0/attention/query/kernel` [D, N * H] and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t5_engine.config import T5Config
+from t5_engine.layers import (
+    DENSE_INIT,
+    MASKED,
+    Attention,
+    Dense,
+    GatedMlp,
+    RelativePositionBias,
+    RMSNorm,
+)
+
+STACKS = ("encoder", "decoder")
+STACKED = "layers"
+PAD = 0
+
+Params = dict[str, Any]
+
+
+def _dropout(config: T5Config, x: jax.Array, deterministic: bool) -> jax.Array:
+    """Dropout of the residual stream: the same features for all positions of an example, as in T5X."""
+    return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))(x, deterministic)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward block, each after a norm and around a residual: [B, S, D] -> [B, S, D]."""
+
+    config: T5Config
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
+        config, off = self.config, self.deterministic
+        with jax.named_scope("attention"):
+            y = RMSNorm(config, name="pre_attention_layer_norm")(x)
+            y = Attention(config, name="attention")(y, y, bias, off)
+            x = x + _dropout(config, y, off)
+        with jax.named_scope("mlp"):
+            y = RMSNorm(config, name="pre_mlp_layer_norm")(x)
+            y = GatedMlp(config, name="mlp")(y, off)
+            x = x + _dropout(config, y, off)
+        return x, None
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, cross-attention and feed-forward block: [B, T, D] -> [B, T, D]."""
+
+    config: T5Config
+    deterministic: bool
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, encoded: jax.Array, self_bias: jax.Array, cross_bias: jax.Array
+    ) -> tuple[jax.Array, None]:
+        config, off = self.config, self.deterministic
+        with jax.named_scope("self_attention"):
+            y = RMSNorm(config, name="pre_self_attention_layer_norm")(x)
+            y = Attention(config, name="self_attention")(y, y, self_bias, off)
+            x = x + _dropout(config, y, off)
+        with jax.named_scope("cross_attention"):
+            y = RMSNorm(config, name="pre_cross_attention_layer_norm")(x)
+            y = Attention(config, name="encoder_decoder_attention")(y, encoded, cross_bias, off)
+            x = x + _dropout(config, y, off)
+        with jax.named_scope("mlp"):
+            y = RMSNorm(config, name="pre_mlp_layer_norm")(x)
+            y = GatedMlp(config, name="mlp")(y, off)
+            x = x + _dropout(config, y, off)
+        return x, None
+
+
+def _layers(layer: type[nn.Module], config: T5Config, length: int, inputs: int) -> Any:
+    """`length` copies of a layer class that has `inputs` arguments beside the carried x, scanned, maybe remat."""
+    if config.remat != "none":
+        policy = (
+            jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            if config.remat == "minimal"
+            else None
+        )
+        layer = nn.remat(layer, prevent_cse=config.unroll_layers, policy=policy)
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(nn.broadcast,) * inputs,
+        length=length,
+        unroll=length if config.unroll_layers else 1,
+        metadata_params={nn.PARTITION_NAME: STACKED},
+    )
+
+
+class Encoder(nn.Module):
+    """[B, S, D] embedded words, [B, S] True where there is a word -> [B, S, D]."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array, words: jax.Array, deterministic: bool) -> jax.Array:
+        config = self.config
+        relpos = RelativePositionBias(config, bidirectional=True, name="relpos_bias")
+        bias = relpos(x.shape[1], x.shape[1]) + padding_bias(words)
+        x = _dropout(config, x, deterministic)
+        layers = _layers(EncoderLayer, config, config.num_encoder_layers, inputs=1)
+        x, _ = layers(config, deterministic, name=STACKED)(x, bias)
+        x = RMSNorm(config, name="encoder_norm")(x)
+        return _dropout(config, x, deterministic)
+
+
+class Decoder(nn.Module):
+    """[B, T, D] embedded words, [B', S, D] encoded input, [B', S] its words -> logits [B, T, V] float32."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, encoded: jax.Array, words: jax.Array, deterministic: bool
+    ) -> jax.Array:
+        config = self.config
+        relpos = RelativePositionBias(config, bidirectional=False, name="relpos_bias")
+        length = x.shape[1]
+        causal = np.where(np.tril(np.ones((length, length), bool)), 0.0, MASKED)  # [T, T]
+        self_bias = relpos(length, length) + causal.astype(np.float32)
+        x = _dropout(config, x, deterministic)
+        layers = _layers(DecoderLayer, config, config.num_decoder_layers, inputs=3)
+        x, _ = layers(config, deterministic, name=STACKED)(
+            x, encoded, self_bias, padding_bias(words)
+        )
+        x = RMSNorm(config, name="decoder_norm")(x)
+        x = _dropout(config, x, deterministic)
+        with jax.named_scope("logits"):
+            dense = Dense(
+                config.vocab_size, ("embed", "vocab"), DENSE_INIT, "float32", name="logits_dense"
+            )
+            return dense(x)
+
+
+class T5(nn.Module):
+    """The whole model. Call `encode` and `decode` through `apply(..., method=...)`, or the model for both."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        self.token_embedder = nn.Embed(
+            self.config.vocab_size,
+            self.config.emb_dim,
+            dtype=self.config.dtype,
+            param_dtype=jnp.float32,
+            embedding_init=nn.with_logical_partitioning(
+                nn.initializers.normal(stddev=1.0), ("vocab", "embed")
+            ),
+        )
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+
+    def encode(self, tokens: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """[B, S] token ids, 0 for padding -> [B, S, D]."""
+        with jax.named_scope("encoder"):
+            return self.encoder(self.token_embedder(tokens), tokens != PAD, deterministic)
+
+    def decode(
+        self,
+        encoded: jax.Array,
+        words: jax.Array,
+        decoder_input_tokens: jax.Array,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """The logits of each target position.
+
+        Args:
+          encoded: [B', S, D], from `encode`.
+          words: [B', S] bool, True where the encoder's input has a word.
+          decoder_input_tokens: [B, T], the target shifted right by one, 0 first. B is a multiple of B'; the
+            B / B' consecutive rows that belong to one encoded input share its keys and values.
+          deterministic: True switches dropout off.
+
+        Returns:
+          [B, T, V] float32.
+        """
+        with jax.named_scope("decoder"):
+            x = self.token_embedder(decoder_input_tokens)
+            return self.decoder(x, encoded, words, deterministic)
+
+    def __call__(
+        self,
+        encoder_input_tokens: jax.Array,
+        decoder_input_tokens: jax.Array,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """[B, S] and [B, T] token ids -> logits [B, T, V] float32."""
+        encoded = self.encode(encoder_input_tokens, deterministic=deterministic)
+        words = encoder_input_tokens != PAD
+        return self.decode(encoded, words, decoder_input_tokens, deterministic=deterministic)
+
+
+def padding_bias(words: jax.Array) -> jax.Array:
+    """[B, S], True where there is a word -> what hides the padding from attention, [B, 1, 1, S] float32."""
+    return jnp.where(words, 0.0, MASKED).astype(jnp.float32)[:, None, None, :]
+
+
+def init_boxed(config: T5Config, key: jax.Array) -> Params:
+    """Fresh parameters, each in a box that carries its logical axes."""
+    tokens = jnp.ones((1, 1), jnp.int32)
+    return T5(config).init(key, tokens, tokens)["params"]
+
+
+def init_params(config: T5Config, key: jax.Array) -> Params:
+    """Fresh parameters, float32, as nested dictionaries of plain arrays."""
+    return nn.unbox(init_boxed(config, key))
+
+
+def abstract_params(config: T5Config) -> Params:
+    """The parameters' shapes and types (`jax.ShapeDtypeStruct`), without allocating anything."""
+    return jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+
+
+def unstack(params: Mapping[str, Any]) -> Params:
+    """From stacked layers (`layers`, axis 0) to T5X's `layers_0`, `layers_1`, …"""
+    result = dict(params)
+    for name in STACKS:
+        stack_params = dict(params[name])
+        stacked = stack_params.pop(STACKED)
+        for i in range(len(jax.tree.leaves(stacked)[0])):
+            stack_params[f"{STACKED}_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+        result[name] = stack_params
+    return result
+
+
+def stack(params: Mapping[str, Any]) -> Params:
+    """The inverse of `unstack`."""
+    result = dict(params)
+    for name in STACKS:
+        stack_params = dict(params[name])
+        count = sum(key.startswith(f"{STACKED}_") for key in stack_params)
+        layers = [stack_params.pop(f"{STACKED}_{i}") for i in range(count)]
+        stack_params[STACKED] = jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
+        result[name] = stack_params
+    return result

@@ -1,0 +1,38 @@
+"""Fixtures for all tests: where the shared worked cases and real rows are."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def _shared_dir() -> pathlib.Path:
+    named = os.environ.get("FLIPPED_SHARED_DIR")
+    beside = pathlib.Path(__file__).resolve().parents[2] / "shared"
+    return pathlib.Path(named) if named else beside
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> pathlib.Path:
+    """The folder of worked cases and real rows; tests that need it skip where it is missing."""
+    folder = _shared_dir()
+    if not (folder / "gold" / "sample.jsonl").exists():
+        pytest.skip(f"no shared data at {folder}; set FLIPPED_SHARED_DIR to run this test")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def t5_vocab_path(shared_dir: pathlib.Path) -> str:
+    """The real T5 SentencePiece model (32,000 pieces, without sentinels)."""
+    return str(shared_dir / "data" / "t5_vocab" / "sentencepiece.model")
+
+
+@pytest.fixture(scope="session")
+def real_rows_dir(shared_dir: pathlib.Path) -> str:
+    """Real rows of real datasets, as `<dataset, / as __>/<split>.jsonl.gz`."""
+    return str(shared_dir / "data" / "nlp")

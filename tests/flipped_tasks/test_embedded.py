@@ -1,0 +1,124 @@
+"""The made-up world: the hub's schemas, determinism, labels that cannot be counted out of the words."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pathlib
+import random
+
+import pytest
+
+from flipped_errors import UserError
+from flipped_tasks import embedded
+from flipped_tasks.embedded import scenes, text_rows, unseen_rows, words
+
+ALL_SPLITS = [(dataset, split) for dataset, sizes in embedded.SPLIT_SIZES.items() for split in sizes]
+
+# What a reader of the instance alone would see, of the tasks whose label is a relation between two texts.
+RELATIONS = {
+    "glue/mrpc": (text_rows.mrpc, ("sentence1", "sentence2"), "label"),
+    "glue/qqp": (text_rows.qqp, ("question1", "question2"), "label"),
+    "paws/labeled_final": (text_rows.paws, ("sentence1", "sentence2"), "label"),
+    "super_glue/rte": (unseen_rows.rte, ("premise", "hypothesis"), "label"),
+    "super_glue/cb": (unseen_rows.cb, ("premise", "hypothesis"), "label"),
+    "anli r1": (unseen_rows.anli(1), ("premise", "hypothesis"), "label"),
+    "anli r2": (unseen_rows.anli(2), ("premise", "hypothesis"), "label"),
+    "anli r3": (unseen_rows.anli(3), ("premise", "hypothesis"), "label"),
+    "super_glue/wsc.fixed": (unseen_rows.wsc, ("text", "span1_text", "span2_text"), "label"),
+    "winogrande/winogrande_xl": (unseen_rows.winogrande, ("sentence", "option1", "option2"), "answer"),
+}
+
+
+def shape_of(value):
+    """The schema of a value: keys, nesting and types; None fits anything."""
+    if isinstance(value, dict):
+        return {key: shape_of(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [shape_of(value[0])] if value else []
+    return type(value)
+
+
+def fits(made, real) -> bool:
+    if isinstance(real, dict):
+        return isinstance(made, dict) and list(made) == list(real) and all(fits(made[k], real[k]) for k in real)
+    if isinstance(real, list):
+        return isinstance(made, list) and (not real or not made or fits(made[0], real[0]))
+    return real is None or made is None or type(made) is type(real)
+
+
+@pytest.mark.parametrize("dataset", sorted(embedded.SPLIT_SIZES))
+def test_rows_have_the_columns_and_types_of_real_rows(dataset, real_rows_dir):
+    folder = pathlib.Path(real_rows_dir) / dataset.replace("/", "__")
+    if not folder.exists():
+        pytest.skip(f"no real rows of {dataset} are at hand")
+    real_file = sorted(folder.glob("*.jsonl.gz"))[0]
+    with gzip.open(real_file, "rt", encoding="utf-8") as lines:
+        real = [json.loads(line) for line in lines]
+    split = next(iter(embedded.SPLIT_SIZES[dataset]))
+    for row in embedded.generate(dataset, split)[:50]:
+        assert any(fits(row, one) for one in real[:50]), (row, real[0])
+
+
+def test_rows_are_the_same_each_time_and_differ_between_splits():
+    assert embedded.generate("super_glue/rte", "train") == embedded.generate("super_glue/rte", "train")
+    train = {json.dumps(row["premise"] + row["hypothesis"]) for row in embedded.generate("super_glue/rte", "train")}
+    held_out = [json.dumps(row["premise"] + row["hypothesis"]) for row in embedded.generate("super_glue/rte", "test")]
+    assert sum(row in train for row in held_out) < 0.05 * len(held_out)
+
+
+@pytest.mark.parametrize("dataset,split", ALL_SPLITS)
+def test_every_split_has_its_number_of_rows(dataset, split):
+    assert len(embedded.generate(dataset, split)) == embedded.SPLIT_SIZES[dataset][split]
+
+
+@pytest.mark.parametrize("dataset", sorted(RELATIONS))
+@pytest.mark.parametrize("binary", [False, True], ids=["counts", "presence"])
+def test_a_bag_of_words_of_the_instance_stays_near_chance(dataset, binary):
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    make, columns, label = RELATIONS[dataset]
+    rng = random.Random(7)
+    rows = [make(rng, number) for number in range(4000)]
+    texts = [" ".join(str(row[column]) for column in columns) for row in rows]
+    labels = [row[label] for row in rows]
+    vectors = CountVectorizer(binary=binary, token_pattern=r"\S+").fit_transform(texts)
+    model = LogisticRegression(max_iter=300, C=0.1).fit(vectors[:3000], labels[:3000])
+    accuracy = model.score(vectors[3000:], labels[3000:])
+    chance = 1 / len(set(labels))
+    assert accuracy < chance + 0.06, accuracy  # 0.06 is four standard errors of 1,000 coin flips
+
+
+def test_the_bag_of_words_would_see_a_shortcut():
+    """The check above can fail: with hypotheses that repeat the premise's words, counting finds the label."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    rng = random.Random(3)
+    texts, labels = [], []
+    for _ in range(2000):
+        fact = scenes.draw_fact(rng, "mood")
+        word, label = scenes.pick_word(rng, fact), rng.randrange(2)
+        again = scenes.pick_word(rng, scenes.other(rng, fact)) if label else word
+        texts.append(f"Anna was {word}. Anna was {again}.")
+        labels.append(label)
+    vectors = CountVectorizer(binary=True).fit_transform(texts)
+    assert LogisticRegression(max_iter=300).fit(vectors[:1500], labels[:1500]).score(vectors[1500:], labels[1500:]) > 0.9
+
+
+def test_retelling_never_repeats_a_word():
+    rng = random.Random(0)
+    for _ in range(500):
+        first, second, _ = text_rows.pair(rng, 2)
+        assert not set(first.words) & set(second.words)
+
+
+def test_concepts_share_no_word():
+    every = [word for concepts in words.CONCEPTS.values() for concept in concepts for word in concept]
+    assert len(every) == len(set(every))
+
+
+def test_an_unknown_split_names_the_valid_ones():
+    with pytest.raises(UserError, match="expected one of: train, validation, test"):
+        embedded.generate("super_glue/rte", "dev")

@@ -1,0 +1,47 @@
+"""The model's config: sizes, and what is refused."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from flipped_errors import UserError
+from t5_engine.config import SIZES, T5Config, size
+from t5_engine.model import abstract_params
+
+# Parameters in millions of the public T5 v1.1 models (untied logits), from their published configurations.
+PARAMETERS = {"small": 77, "base": 248, "large": 783, "xl": 2850, "xxl": 11135}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_public_sizes_have_their_number_of_parameters(name):
+    leaves = jax.tree.leaves(abstract_params(SIZES[name]))
+    assert round(sum(np.prod(leaf.shape) for leaf in leaves) / 1e6) == PARAMETERS[name]
+
+
+def test_float16_is_refused_with_the_reason():
+    with pytest.raises(UserError, match="overflow.*bfloat16"):
+        T5Config(dtype="float16")
+
+
+def test_unknown_dtype_names_the_nearest():
+    with pytest.raises(UserError, match="unknown dtype 'bfloat61'; nearest: 'bfloat16'"):
+        T5Config(dtype="bfloat61")
+
+
+@pytest.mark.parametrize("field, value", [("emb_dim", 0), ("num_heads", 2.5), ("dropout_rate", 1.0)])
+def test_impossible_values_are_refused_by_name(field, value):
+    with pytest.raises(UserError, match=field):
+        T5Config(**{field: value})
+
+
+def test_unknown_size_and_unknown_field_name_the_nearest():
+    with pytest.raises(UserError, match="nearest: 'xxl'"):
+        size("xxll")
+    with pytest.raises(UserError, match="nearest: 'emb_dim'"):
+        size("small", emb_dims=3)
+
+
+def test_config_survives_its_dictionary(config):
+    assert T5Config.from_dict(config.to_dict()) == config
