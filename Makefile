@@ -52,7 +52,7 @@ study: $(DEMO_READY)
 	$(PY) -m flipped_cli.main study
 
 test: $(TEST_READY)
-	$(PY) -m pytest -q $(PYTEST_ARGS)
+	$(PY) -m pytest -q -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(TEST_READY)
 	$(PY) -m ruff check .

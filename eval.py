@@ -1,10 +1,11 @@
 """Evaluates a checkpoint on suites of unseen tasks, from gin files.
 
-usage: python eval.py --gin_file=FILE … [--gin.NAME=VALUE …] [--data_dir=FOLDER]
+usage: python eval.py --gin_file=FILE … [--gin.NAME=VALUE …] [--data_dir=FOLDER] [--offline]
 
   --gin_file=FILE    read in the order given; relative to here or to the project's folder
   --gin.NAME=VALUE   a macro (--gin.MAX_EXAMPLES=9) or a parameter (--gin.evaluate.seed=1)
   --data_dir=FOLDER  the same as --gin.DATA_DIR=FOLDER
+  --offline          no library looks for a network
 
 example:
   python eval.py --gin_file=gin/runs/eval.gin --gin.CHECKPOINT_PATH=runs/tiny \

@@ -37,7 +37,9 @@ def unknown(what: str, got: object, known: Iterable[str]) -> UserError:
         hint = "nearest: " + ", ".join(repr(name) for name in close)
     elif names:
         shown = ", ".join(repr(name) for name in names[:8])
-        hint = f"expected one of: {shown}" + (f", … ({len(names)} in all)" if len(names) > 8 else "")
+        hint = f"expected one of: {shown}" + (
+            f", … ({len(names)} in all)" if len(names) > 8 else ""
+        )
     else:
         hint = "none is registered"
     return UserError(f"unknown {what} {str(got)!r}; {hint}")

@@ -44,6 +44,7 @@ setup(
     },
     install_requires=[
         "click>=8.1",
+        "etils[epath]>=1.10",
         "flax>=0.12",
         "gin-config>=0.5",
         "jax>=0.10.2",
@@ -68,9 +69,11 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        "hub": ["datasets>=4.0", "huggingface_hub>=1.0"],
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda12]>=0.10.2"],
         "test": [
+            "datasets>=4.0",
             "hypothesis>=6.100",
             "mypy>=1.10",
             "pandas>=2.2",

@@ -1,10 +1,11 @@
 """Trains a model from gin files.
 
-usage: python train.py --gin_file=FILE … [--gin.NAME=VALUE …] [--data_dir=FOLDER]
+usage: python train.py --gin_file=FILE … [--gin.NAME=VALUE …] [--data_dir=FOLDER] [--offline]
 
   --gin_file=FILE    read in the order given; relative to here or to the project's folder
   --gin.NAME=VALUE   a macro (--gin.TRAIN_STEPS=100) or a parameter (--gin.train.steps=100)
   --data_dir=FOLDER  the same as --gin.DATA_DIR=FOLDER
+  --offline          no library looks for a network
 
 example:
   python train.py --gin_file=gin/models/tiny.gin --gin_file=gin/recipes/flipped.gin \

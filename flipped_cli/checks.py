@@ -25,7 +25,9 @@ def check_lengths(lengths: Mapping[str, int]) -> None:
 
 def check_data_dir(data_dir: str | None) -> None:
     """Refuses a folder that is not there; None stands for the made-up world."""
-    if data_dir is not None and not pathlib.Path(data_dir).is_dir():
+    if data_dir is None or "://" in data_dir:  # a bucket tells itself what is missing
+        return
+    if not pathlib.Path(data_dir).expanduser().is_dir():
         raise UserError(f"data_dir: expected a folder, there is none at {data_dir}")
 
 
@@ -38,4 +40,6 @@ def method_of(mixture: str) -> str:
     for method in METHODS:
         if mixture.startswith((f"{method}_", f"{method}.")):
             return method
-    raise unknown("mixture or task", mixture, [*(f"{method}_train" for method in METHODS), WORLD_TEXT])
+    raise unknown(
+        "mixture or task", mixture, [*(f"{method}_train" for method in METHODS), WORLD_TEXT]
+    )

@@ -34,6 +34,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 # What runs beside what: each list is worked off by one process after the other.
 LANES = (("flipped",), ("direct", "flipped_no_ul"))
 SUITES = ("seen", "nlp14", "labels")
+SECONDS_A_LINE = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +47,12 @@ class Job:
 
 
 @click.command()
-@click.option("--output", default="runs/demo", show_default=True, help="Folder of all that is made.")
-@click.option("--seed", default=0, show_default=True, help="Of weights, order of the data and draws.")
+@click.option(
+    "--output", default="runs/demo", show_default=True, help="Folder of all that is made."
+)
+@click.option(
+    "--seed", default=0, show_default=True, help="Of weights, order of the data and draws."
+)
 def demo(output: str, seed: int) -> None:
     """Train DIRECT, FLIPPED and FLIPPED without unlikelihood on made-up data, and compare them.
 
@@ -57,7 +62,9 @@ def demo(output: str, seed: int) -> None:
 
 
 @click.command()
-@click.option("--output", default="runs/study", show_default=True, help="Folder of all that is made.")
+@click.option(
+    "--output", default="runs/study", show_default=True, help="Folder of all that is made."
+)
 @click.option("--seeds", default=3, show_default=True, help="How many runs, with seeds 0, 1, ….")
 def study(output: str, seeds: int) -> None:
     """Run the demo with several seeds; print mean and spread over them."""
@@ -204,11 +211,15 @@ def _start(job: Job) -> subprocess.Popen[str]:
 
 
 def _relay(name: str, process: subprocess.Popen[str]) -> str:
-    """Prints a process' lines behind its name; returns the last one."""
-    last = ""
+    """Prints a process' lines behind its name, at most one in `SECONDS_A_LINE`; returns the last one."""
+    last, told, shown = "", 0.0, ""
     for line in _lines(process):
         last = line or last
-        click.echo(f"  [{name}] {line}")
+        if line and time.monotonic() - told > SECONDS_A_LINE:
+            told, shown = time.monotonic(), line
+            click.echo(f"  [{name}] {line}")
+    if last != shown:
+        click.echo(f"  [{name}] {last}")
     return last
 
 

@@ -28,9 +28,11 @@ def evaluate(
     max_examples: int | None = None,
     templates: str = "original",
     splits: Mapping[str, str] | None = None,
+    exclude_datasets: Sequence[str] = (),
     length_normalize: bool = False,
     label: str | None = None,
     seed: int = 0,
+    task_modules: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Scores the suites by rank classification with the newest checkpoint of a folder.
 
@@ -49,9 +51,12 @@ def evaluate(
       max_examples: examples of a split; a larger one is sampled down, with `seed`.
       templates: "original" for T0's, "all" for every usable one.
       splits: dataset -> split, where another than the suite's is wanted.
+      exclude_datasets: datasets to leave out, such as "story_cloze/2016", whose rows are handed out against a
+        form only; the report names what is missing.
       length_normalize: rank by log-probability per target token (DIRECT only).
       label: the run's name in reports; the method's where None.
       seed: of the sample of examples and the templates' random draws.
+      task_modules: modules or files that register datasets of one's own; see `mixtures.modules`.
 
     Returns:
       What was written to `results.json`.
@@ -79,7 +84,9 @@ def evaluate(
         )
     quiet.import_tensorflow()
     from flipped_eval import jobs
+    from mixtures import modules
 
+    modules.load(task_modules)
     return jobs.evaluate(
         method=method,
         suites=suites,
@@ -93,6 +100,7 @@ def evaluate(
         max_examples_per_task=max_examples,
         templates=templates,
         splits=splits,
+        exclude_datasets=exclude_datasets,
         length_normalize=length_normalize,
         seed=seed,
         scorer_options={"batch_size": batch_size} if batch_size else None,

@@ -21,10 +21,11 @@ from typing import Any
 import gin
 from gin import config as gin_internals
 
+from flipped_cli import offline
 from flipped_errors import UserError, nearest, unknown
 
 PROJECT_DIR = pathlib.Path(__file__).resolve().parents[1]
-_FLAGS = ("--gin_file", "--data_dir", "--gin.NAME", "--help")
+_FLAGS = ("--gin_file", "--data_dir", "--gin.NAME", "--offline", "--help")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Arguments:
 
 
 def parse_arguments(words: Sequence[str], usage: str) -> Arguments:
-    """Reads `--gin_file=F … --gin.NAME=VALUE … --data_dir=D`; `--data_dir` binds DATA_DIR.
+    """Reads `--gin_file=F … --gin.NAME=VALUE … --data_dir=D [--offline]`; `--data_dir` binds DATA_DIR.
 
     Args:
       words: the command line without the program's name; `--flag VALUE` is accepted too.
@@ -50,6 +51,9 @@ def parse_arguments(words: Sequence[str], usage: str) -> Arguments:
         if word in ("--help", "-h"):
             print(usage.strip())
             raise SystemExit(0)
+        if word == "--offline":
+            offline.go_offline()
+            continue
         name, equals, value = word.partition("=")
         if name not in ("--gin_file", "--data_dir") and not name.startswith("--gin."):
             if not name.startswith("-"):

@@ -16,9 +16,19 @@ from flipped_errors import UserError, unknown
 
 # Name of the subcommand -> (module, attribute, one line of help).
 COMMANDS: Mapping[str, tuple[str, str, str]] = {
+    "data": ("flipped_cli.data", "data", "Store datasets once for offline use; list, verify."),
     "demo": ("flipped_cli.demo", "demo", "Train and compare the methods on made-up data."),
+    "mixtures": (
+        "flipped_cli.mixtures",
+        "mixtures",
+        "Show what a mixture holds, and at which rates.",
+    ),
     "study": ("flipped_cli.demo", "study", "The demo over several seeds, with mean and spread."),
-    "tasks": ("flipped_cli.tasks", "tasks", "List the datasets; render rows as the methods do."),
+    "tasks": (
+        "flipped_cli.tasks",
+        "tasks",
+        "List, render, check the datasets and templates; start one's own.",
+    ),
 }
 
 

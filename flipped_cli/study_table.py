@@ -42,13 +42,24 @@ def _figures(rows: Sequence[Row]) -> list[tuple[str, Row]]:
     """The suites' means, then each unseen task's mean over its templates."""
     figures: list[tuple[str, Row]] = []
     for suite, name in SUITE_NAMES.items():
-        metric = "macro_f1" if suite == "labels" else "accuracy"
+        labels = suite == "labels"
+        metric, label_set = ("macro_f1", "all substitutes") if labels else ("accuracy", "original")
         figures.append(
-            (name, {"suite": suite, "task": None, "template": None, "metric": metric, "label_set": None})
+            (
+                name,
+                {
+                    "suite": suite,
+                    "task": None,
+                    "template": None,
+                    "metric": metric,
+                    "label_set": None,
+                },
+            )
         )
     tasks = dict.fromkeys(row["task"] for row in rows if row["suite"] == "nlp14" and row["task"])
     figures += [
-        (task, {"suite": "nlp14", "task": task, "template": None, "metric": "accuracy"}) for task in tasks
+        (task, {"suite": "nlp14", "task": task, "template": None, "metric": "accuracy"})
+        for task in tasks
     ]
     return figures
 
@@ -58,7 +69,9 @@ def _matches(row: Row, wanted: Row) -> bool:
 
 
 def _find(rows: Sequence[Row], method: str, wanted: Row) -> float | None:
-    return next((row["value"] for row in rows if row["method"] == method and _matches(row, wanted)), None)
+    return next(
+        (row["value"] for row in rows if row["method"] == method and _matches(row, wanted)), None
+    )
 
 
 def _cell(values: Sequence[float | None]) -> str:

@@ -1,15 +1,17 @@
-"""`flipped tasks list` and `flipped tasks render`: what the methods make of rows and templates."""
+"""`flipped tasks`: list, render, lint, new: what the methods make of rows and templates."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from flipped_cli.lint import lint
+from flipped_cli.new_dataset import new
 from flipped_cli.rows import read_rows
 from flipped_errors import UserError
 
@@ -37,20 +39,29 @@ _FIELDS = (
 
 @click.group()
 def tasks() -> None:
-    """List the datasets and templates; render rows as the methods do."""
+    """List the datasets and templates; render rows as the methods do; check; start one's own."""
+
+
+tasks.add_command(lint)
+tasks.add_command(new)
 
 
 @tasks.command("list")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of a table.")
-def list_tasks(as_json: bool) -> None:
+@click.option("--module", "modules", multiple=True, help="A module of one's own datasets.")
+def list_tasks(as_json: bool, modules: Sequence[str]) -> None:
     """List the datasets: role, usable templates for each method, label column."""
+    from mixtures.modules import load
+
+    load(modules)
     rows = [_summary(name, role) for name, role in _catalog()]
     if as_json:
         for row in rows:
             click.echo(json.dumps(row, ensure_ascii=False))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from flipped_cli.tables import show
 
     table = Table(title="Datasets, and the templates that each method can use")
     for column in ("dataset", "role", *METHODS, "label column"):
@@ -58,16 +69,18 @@ def list_tasks(as_json: bool) -> None:
     for row in rows:
         counts = [str(len(row["templates"][method])) for method in METHODS]
         table.add_row(row["dataset"], row["role"], *counts, row["label_column"] or "–")
-    # Rich cuts to 80 columns where the output is no terminal; names must stay whole there.
-    console = Console()
-    console.print(table) if console.is_terminal else Console(width=100).print(table)
+    show(table, width=100)
 
 
 @tasks.command("render")
 @click.option("--dataset", required=True, help="Such as imdb or super_glue/rte.")
 @click.option("--template", help="The template's name in promptsource.")
 @click.option("--all", "all_templates", is_flag=True, help="Every template that DIRECT can use.")
-@click.option("--rows", required=True, help="A .jsonl or .jsonl.gz file of rows, or - for stdin.")
+@click.option(
+    "--rows",
+    help="A .jsonl or .jsonl.gz file of rows, or - for stdin; a dataset of one's own has rows.",
+)
+@click.option("--module", "modules", multiple=True, help="A module of one's own datasets.")
 @click.option("--seed", type=int, help="Render each row with random.Random(SEED).")
 @click.option("--vocab", help="A SentencePiece model: adds the token ids of each text.")
 @click.option("--inputs_length", type=click.IntRange(min=1), default=512, show_default=True)
@@ -76,7 +89,8 @@ def render(
     dataset: str,
     template: str | None,
     all_templates: bool,
-    rows: str,
+    rows: str | None,
+    modules: Sequence[str],
     seed: int | None,
     vocab: str | None,
     inputs_length: int,
@@ -92,8 +106,10 @@ def render(
     from flipped_tasks import datasets, promptsource, rendering
     from flipped_tasks.tokens import Vocabulary
     from mixtures import catalog
+    from mixtures.modules import load
 
     assert catalog.TRAINING, "importing the catalog registers its datasets"
+    load(modules)
     spec = datasets.get_dataset(dataset)
     if (template is None) == (not all_templates):
         raise UserError("expected either --template NAME or --all")
@@ -102,7 +118,7 @@ def render(
     vocabulary = Vocabulary.from_file(vocab) if vocab else None
     lengths = {"inputs": inputs_length, "targets": targets_length}
     checked = _without_nested(spec)
-    for index, row in read_rows(rows):
+    for index, row in read_rows(rows) if rows is not None else _own_rows(spec):
         for name, one in zip(names, compiled, strict=True):
             rng = (
                 random.Random(seed) if seed is not None else rendering.template_rng(0, name, index)
@@ -111,7 +127,8 @@ def render(
             try:
                 case = render_case(checked, one, row, rng, vocabulary, lengths)
             except UserError as error:
-                raise UserError(f"{rows}, line {index + 1}: {error}") from None
+                where = f"{rows}, line" if rows is not None else "row"
+                raise UserError(f"{where} {index + 1}: {error}") from None
             click.echo(json.dumps(head | case, ensure_ascii=False))
 
 
@@ -166,6 +183,15 @@ def render_case(
     return case
 
 
+def _own_rows(spec: DatasetSpec) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(index from 0, row) of the first split of a dataset of one's own, 'train' where it has one."""
+    if spec.rows is None:
+        raise UserError(f"dataset {spec.name!r} has no rows of its own: expected --rows FILE")
+    splits = sorted(spec.rows.splits(), key=lambda name: (name != "train", name))
+    for index, row in enumerate(spec.rows.payloads(splits[0])):
+        yield index, json.loads(row)
+
+
 def _without_nested(spec: DatasetSpec) -> DatasetSpec:
     """`spec` with nested columns unchecked, but for those that hold the allowed labels.
 
@@ -202,7 +228,7 @@ def _ids(
 
 
 def _catalog() -> Iterator[tuple[str, str]]:
-    from mixtures import catalog
+    from mixtures import catalog, own
 
     for name in catalog.TRAINING:
         yield name, "training"
@@ -210,6 +236,8 @@ def _catalog() -> Iterator[tuple[str, str]]:
         yield name, "evaluation"
     for name in catalog.ALTERNATIVES.values():
         yield name, "alternative"
+    for name in own.own_datasets():
+        yield name, "own"
 
 
 def _summary(name: str, role: str) -> dict[str, Any]:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from t5_engine.config import T5Config
 
 
+# Arguments of `train` that a run may change when it goes on.
+NOT_RECIPE = ("model_dir", "checkpoint_period", "log_period")
+
+
 def train(
     *,
     mixture: str,
@@ -46,6 +50,7 @@ def train(
     checkpoint_period: int = 1000,
     log_period: int = 100,
     seed: int = 0,
+    task_modules: Sequence[str] = (),
 ) -> Any:
     """Trains a model on a mixture, or goes on from the newest checkpoint in `model_dir`.
 
@@ -73,6 +78,7 @@ def train(
       checkpoint_period: steps between checkpoints.
       log_period: steps between lines of metrics.
       seed: of the weights, the data's order and dropout.
+      task_modules: modules or files that register datasets of one's own; see `mixtures.modules`.
 
     Returns:
       The final state, as `t5_engine.trainer.train` gives it.
@@ -80,9 +86,11 @@ def train(
     Raises:
       UserError: an argument that does not fit the data, the model or what `model_dir` holds.
     """
+    recipe = {name: value for name, value in locals().items() if name not in NOT_RECIPE}
+    check_lengths(lengths)
+    recipe |= {"model": model.to_dict(), "lengths": dict(lengths), "task_modules": [*task_modules]}
     from flipped_tasks.tokens import Vocabulary
 
-    check_lengths(lengths)
     check_data_dir(data_dir)
     method = None if mixture == WORLD_TEXT else method_of(mixture)
     rows_needed = Vocabulary.from_file(vocab_path).size
@@ -94,31 +102,10 @@ def train(
     quiet.import_tensorflow()
     import jax
 
-    from mixtures import registration
+    from mixtures import modules, registration
     from t5_engine import trainer
 
-    recipe = {
-        "mixture": mixture,
-        "model": model.to_dict(),
-        "lengths": dict(lengths),
-        "steps": steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "optimizer": optimizer,
-        "warmup_steps": warmup_steps,
-        "decay": decay,
-        "unlikelihood_weight": unlikelihood_weight,
-        "z_loss": z_loss,
-        "input_eos": input_eos,
-        "initial_checkpoint_path": initial_checkpoint_path,
-        "data_dir": data_dir,
-        "vocab_path": vocab_path,
-        "mixture_rates": mixture_rates,
-        "length_buckets": length_buckets,
-        "length_window": length_window,
-        "model_parallelism": model_parallelism,
-        "seed": seed,
-    }
+    modules.load(task_modules)
     config = trainer.TrainConfig(
         model_dir=model_dir,
         steps=steps,
@@ -138,9 +125,7 @@ def train(
     if method is None:
         registration.register_world_text(vocab_path, seed, input_eos)
     else:
-        registration.register(
-            data_dir, vocab_path, methods=[method], rates=mixture_rates, input_eos=input_eos
-        )
+        registration.register_named(mixture, data_dir, vocab_path, mixture_rates, input_eos)
     stream = functools.partial(
         _arrays,
         mixture,
@@ -160,7 +145,9 @@ def train(
     def source(done: int) -> Iterator[dict[str, Any]]:
         return stream(start_step=done) if done else itertools.chain([first], from_start)
 
-    return trainer.train(config, model, source)
+    state = trainer.train(config, model, source)
+    _show_counts(mixture)
+    return state
 
 
 def _arrays(*args: Any, **settings: Any) -> Iterator[dict[str, Any]]:
@@ -169,3 +156,11 @@ def _arrays(*args: Any, **settings: Any) -> Iterator[dict[str, Any]]:
 
     for batch in batches.batches(*args, **settings):
         yield {name: array for name, array in batch.items() if name != "example_ids"}
+
+
+def _show_counts(mixture: str) -> None:
+    """Prints, for each task, what was dropped and what was cut."""
+    from flipped_tasks.counts import lines
+
+    for line in lines(mixture):
+        print(line, flush=True)

@@ -29,12 +29,16 @@ Row = tuple[int, Mapping]
 
 @dataclass(frozen=True)
 class Case:
-    """One example of one task: its id, its choices, the index of the right one, and a pair for each choice."""
+    """One example of one task: its id, its choices, the index of the right one, and a pair for each choice.
+
+    `also_correct` names further choices that are as right, as a few examples of BIG-bench have.
+    """
 
     example: str
     choices: tuple[str, ...]
     correct: int
     pairs: tuple[Pair, ...]
+    also_correct: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class TaskCases:
       rows: the rows that were looked at.
       dropped: reason -> rows; one-choice examples are `one_choice`.
       inputs_cut, targets_cut: cases of which some input or target was longer than the length allows.
+      several_correct: cases with more than one right choice; each of them counts as right.
       shown: the first case as text.
     """
 
@@ -64,6 +69,7 @@ class TaskCases:
     dropped: Counter[str] = field(default_factory=Counter)
     inputs_cut: int = 0
     targets_cut: int = 0
+    several_correct: int = 0
     shown: Shown | None = None
 
 
@@ -132,7 +138,8 @@ def _case(
         if choice == rendered.correct and built.shown is None:
             inputs, targets = to_text(formatted.inputs), to_text(formatted.targets)
             built.shown = Shown(inputs, targets, rendered.choices, rendered.correct)
+    built.several_correct += bool(rendered.also_correct)
     built.inputs_cut += any(pair.inputs_cut for pair in encoded)
     built.targets_cut += any(pair.targets_cut for pair in encoded)
     pairs = tuple((tuple(pair.inputs), tuple(pair.targets)) for pair in encoded)
-    return Case(example, rendered.choices, rendered.correct, pairs)
+    return Case(example, rendered.choices, rendered.correct, pairs, rendered.also_correct)

@@ -33,6 +33,7 @@ PAIRS_TOGETHER = 20_000
 RESAMPLES = 1_000
 LENGTHS = {"inputs": 512, "targets": 128}
 
+_DROPS_TOLERATED = 0.05  # a larger share of a task's rows is warned of
 log = logging.getLogger(__name__)
 
 
@@ -74,7 +75,7 @@ def evaluate(
 
     Args:
       method: "direct", "channel" or "flipped": how a choice is scored.
-      suites: names of suites, such as "nlp14", "labels", "seen".
+      suites: names of suites, such as "nlp14", "bigbench14", "labels", "seen".
       output_dir: the folder of this run; goes on where an earlier job for the same request stopped.
       vocab_path: the SentencePiece model.
       checkpoint: a folder of checkpoints, of which the newest is read; or give `params` and `model_config`.
@@ -257,6 +258,12 @@ def _groups(
             input_eos=request["input_eos"],
             check_row=get_dataset(planned.task.dataset).check_row,
         )
+        if built.rows and not built.cases:
+            listed = ", ".join(f"{n} {reason}" for reason, n in sorted(built.dropped.items()))
+            raise UserError(
+                f"{planned.task.dataset}, split {planned.task.split!r}, template {planned.task.template!r}: "
+                f"no example can be used ({listed})"
+            )
         group.append((planned, built))
         size += sum(len(case.pairs) for case in built.cases)
         if size >= pairs_together:
@@ -280,12 +287,13 @@ def _predictions(
                 score / len(targets) for score, (_, targets) in zip(summed, case.pairs, strict=True)
             ]
         predicted, tie = metrics.predict(ranked)
+        right = predicted if predicted in case.also_correct else case.correct
         examples.append(
             {
                 "id": case.example,
                 "logprobs": summed,
                 "predicted": predicted,
-                "correct": case.correct,
+                "correct": right,
                 "tie": tie,
                 "choices": list(case.choices),
             }
@@ -304,6 +312,7 @@ def _predictions(
             "dropped": dict(sorted(built.dropped.items())),
             "inputs_cut": built.inputs_cut,
             "targets_cut": built.targets_cut,
+            "several_correct": built.several_correct,
         },
         "shown": asdict(built.shown) if built.shown else None,
     }
@@ -317,4 +326,19 @@ def _line(task: EvalTask, file: results.Json, done: int, total: int, seconds: fl
     name = f"{task.suite} {task.task} | {task.template}"
     if task.label_set != results.ORIGINAL:
         name += f" | {task.label_set}"
-    return f"[{done}/{total}, {left:.0f} s left] {name}: {score}, n {len(examples)}"
+    told = f"[{done}/{total}, {left:.0f} s left] {name}: {score}, n {len(examples)}"
+    return told + _drops(file["counts"])
+
+
+def _drops(counts: results.Json) -> str:
+    """What was left out and cut; with a warning where that is more than one row in twenty."""
+    dropped = sum(counts["dropped"].values())
+    parts = []
+    if dropped:
+        listed = ", ".join(f"{count} {reason}" for reason, count in counts["dropped"].items())
+        share = dropped / max(1, counts["rows"])
+        parts.append(
+            f"{'warning: ' if share > _DROPS_TOLERATED else ''}dropped {share:.1%} ({listed})"
+        )
+    parts += [f"{counts[key]} {key}" for key in ("inputs_cut", "targets_cut") if counts[key]]
+    return "".join(f"; {part}" for part in parts)

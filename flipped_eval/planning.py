@@ -18,12 +18,13 @@ from flipped_eval import results
 from flipped_eval.examples import Row
 from flipped_tasks.datasets import get_dataset
 from flipped_tasks.promptsource import TemplateSpec, load_template
-from flipped_tasks.sources import load_rows
+from flipped_tasks.sources import load_numbered
 from mixtures import suites as all_suites
 from mixtures.suites import EvalTask
 
 SUITES: dict[str, Callable[[str], list[EvalTask]]] = {
     "nlp14": lambda templates: all_suites.nlp14(templates),
+    "bigbench14": lambda templates: all_suites.bigbench14(),
     "labels": lambda templates: all_suites.labels(),
     "seen": lambda templates: all_suites.seen(templates),
 }
@@ -50,7 +51,7 @@ def select_tasks(
 
     Args:
       suites: names in `SUITES`.
-      templates: "original" or "all"; the label suite names its own.
+      templates: "original" or "all"; the label suite and BIG-bench have their own.
       splits: dataset -> split instead of the suite's.
       exclude_datasets: datasets to leave out.
 
@@ -127,14 +128,13 @@ _KEY_FIELDS = (
 
 
 def _sample(task: EvalTask, data_dir: str | None, most: int | None, seed: int) -> list[Row]:
-    """(place, row) of a split in its order, sampled down to `most`."""
-    rows = load_rows(task.dataset, task.split, data_dir)
-    places: Sequence[int] = range(len(rows))
+    """(number in the split, row) in the split's order, sampled down to `most`."""
+    rows: list[Row] = list(load_numbered(task.dataset, task.split, data_dir))
     if most is not None and most < len(rows):
         name = f"{seed}\n{task.dataset}\n{task.split}".encode()
         draw = random.Random(int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big"))
-        places = sorted(draw.sample(places, most))
-    return [(place, rows[place]) for place in places]
+        rows = [rows[place] for place in sorted(draw.sample(range(len(rows)), most))]
+    return rows
 
 
 def fingerprint(params: Any) -> str:

@@ -27,7 +27,7 @@ import numpy as np
 
 from flipped_errors import UserError
 from flipped_eval import metrics
-from mixtures.catalog import TRAINING
+from mixtures.catalog import BIGBENCH, TRAINING
 from mixtures.suites import NLP14, ORIGINAL
 
 FORMAT = 1
@@ -137,7 +137,7 @@ def load_predictions(output_dir: pathlib.Path) -> list[Json]:
     """Every prediction file of a folder: suites by name, tasks as the recipe lists them, then by names."""
     paths = sorted((output_dir / "predictions").glob("*/*/*.json"))
     files = [read_json(path) for path in paths if not path.name.startswith(".")]
-    places = {task: place for place, task in enumerate((*NLP14, *TRAINING))}
+    places = {task: place for place, task in enumerate((*NLP14, *BIGBENCH, *TRAINING))}
 
     def order(file: Json) -> tuple[Any, ...]:
         names = [file[name] for name in ("task", "template", "label_set")]

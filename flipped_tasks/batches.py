@@ -123,7 +123,7 @@ def _open(
         "shuffle": True,
         "seed": place.seed,
         "num_epochs": None,
-        "trim_output_features": False,  # the tasks make no longer ones
+        "trim_output_features": False,  # the tasks make no longer ones; `_trim` takes padding away
     }
     if isinstance(provider, seqio.Mixture):
         settings["passthrough_features"] = ["example_id"]
@@ -162,8 +162,11 @@ class _Window:
     ) -> list[dict[str, np.ndarray]]:
         """The batches of window `number`, those before `start_step` left out."""
         if self.size == 1:
-            return [dict(together)]
-        keys = [_bucket(inputs, targets, buckets) for inputs, targets in zip(*_lengths(together), strict=True)]
+            return [_trim(dict(together))]
+        keys = [
+            _bucket(inputs, targets, buckets)
+            for inputs, targets in zip(*_lengths(together), strict=True)
+        ]
         order = np.argsort(keys, kind="stable").reshape(self.size, self.batch_size)
         order = order[generator(self.seed, "length_window", number).permutation(self.size)]
         done = max(0, self.start_step - number * self.size)

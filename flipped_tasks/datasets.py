@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from flipped_errors import UserError, unknown
 from flipped_tasks import promptsource
@@ -19,6 +19,16 @@ from flipped_tasks.rendering import Dropped
 UNLABELLED = Dropped("unlabelled")
 
 
+class Rows(Protocol):
+    """Where the rows of a dataset of one's own come from; see `flipped_tasks.own_rows`."""
+
+    def splits(self) -> tuple[str, ...]:
+        """The splits at hand."""
+
+    def payloads(self, split: str) -> list[bytes]:
+        """All rows of a split, each as its JSON bytes."""
+
+
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
     """One dataset configuration, under the name that promptsource gives it.
@@ -26,17 +36,19 @@ class DatasetSpec:
     Attributes:
       name: promptsource's name, such as 'super_glue/rte'.
       hub_id: the hub's name of today; `hub_config` is its configuration, None where there is only one.
-      hub_revision: the branch, tag or commit to download.
+      hub_revision: the branch, tag or commit to download; by default the hub's own conversion to Parquet.
       columns: column → type name, `[type]` for a list, or a dict of these for a nested column.
       label_column: the column that says which choice is correct; None where nothing marks it.
       label_values: the values it may take; None where they are free text.
       label_in: the column, dotted where nested, whose items hold the allowed values of this row.
+      label_names: what integer labels 0, 1, … mean, in their order; None where that is not known.
       unlabelled: values of the label column that mean that the row has no label; None always does.
       splits: split → published number of examples.
       unusable: templates whose target is not always one of their choices → why.
       excluded_templates: usable templates that no method uses → why.
       excluded_flipped: templates that FLIPPED cannot use → why.
       notes: template → what to know of it; it stays in use.
+      rows: where a dataset of one's own is read; None for a `data_dir` or the embedded world.
     """
 
     name: str
@@ -45,14 +57,16 @@ class DatasetSpec:
     splits: Mapping[str, int]
     label_column: str | None = None
     label_values: tuple[Any, ...] | None = None
+    label_names: tuple[str, ...] | None = None
     label_in: str | None = None
     unlabelled: tuple[Any, ...] = ()
     hub_config: str | None = None
-    hub_revision: str = "main"
+    hub_revision: str = "refs/convert/parquet"
     unusable: Mapping[str, str] = dataclasses.field(default_factory=dict)
     excluded_templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
     excluded_flipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    rows: Rows | None = None
 
     def check_row(self, row: Mapping[str, Any], number: int | None = None) -> Dropped | None:
         """None for a good row, `Dropped('unlabelled')` for a row without a label.
@@ -71,7 +85,7 @@ class DatasetSpec:
         if label is None or label in self.unlabelled:
             return UNLABELLED
         allowed = self._allowed_labels(row)
-        if allowed is not None and not any(_same(label, value) for value in allowed):
+        if allowed is not None and label not in allowed:
             shown = ", ".join(repr(value) for value in allowed)
             raise UserError(
                 f"{self._where(number)}: column {self.label_column!r}: expected one of {shown}, "
@@ -116,10 +130,6 @@ def _plain(value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
 
 
-def _same(label: Any, value: Any) -> bool:
-    return label == value and isinstance(label, str) == isinstance(value, str)
-
-
 _DATASETS: dict[str, DatasetSpec] = {}
 
 
@@ -127,6 +137,11 @@ def register_dataset(spec: DatasetSpec) -> DatasetSpec:
     """Makes a dataset known under its name; the same name again replaces it."""
     _DATASETS[spec.name] = spec
     return spec
+
+
+def forget_dataset(name: str) -> None:
+    """Takes back `register_dataset`."""
+    _DATASETS.pop(name, None)
 
 
 def get_dataset(name: str) -> DatasetSpec:

@@ -7,9 +7,11 @@ tags is enough. Source of the format: Bach et al. 2022, arXiv 2202.01279.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import pathlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,7 +105,7 @@ def _spec(dataset: str, entry: dict[str, Any]) -> TemplateSpec:
         dataset=dataset,
         name=entry["name"],
         jinja=entry["jinja"],
-        answer_choices=entry["answer_choices"],
+        answer_choices=entry.get("answer_choices"),
         original_task=bool(metadata.get("original_task")),
         choices_in_prompt=metadata.get("choices_in_prompt"),
         metrics=tuple(metadata.get("metrics") or ()),
@@ -119,18 +121,32 @@ def _load(dataset: str) -> dict[str, TemplateSpec]:
     return parse_templates(file.read_text(encoding="utf-8"), dataset)
 
 
+_OWN: dict[str, dict[str, TemplateSpec]] = {}
+
+
+def register_templates(dataset: str, specs: Iterable[TemplateSpec]) -> None:
+    """Gives a dataset templates of its own, in place of any that promptsource has under that name."""
+    ordered = sorted(specs, key=lambda spec: spec.name)
+    _OWN[dataset] = {spec.name: dataclasses.replace(spec, dataset=dataset) for spec in ordered}
+
+
+def forget_templates(dataset: str) -> None:
+    """Takes back `register_templates`."""
+    _OWN.pop(dataset, None)
+
+
 def load_templates(dataset: str) -> dict[str, TemplateSpec]:
     """All templates of a dataset such as `super_glue/rte`, by name, sorted by name.
 
     Raises:
       UserError: promptsource is not installed, or has no such dataset; names the nearest.
     """
-    return dict(_load(dataset))
+    return dict(_OWN[dataset] if dataset in _OWN else _load(dataset))
 
 
 def load_template(dataset: str, name: str) -> TemplateSpec:
     """One template; `UserError` with the nearest names where the dataset has none of that name."""
-    templates = _load(dataset)
+    templates = load_templates(dataset)
     if name not in templates:
         raise unknown(f"template of {dataset}", name, templates)
     return templates[name]

@@ -42,6 +42,7 @@ class Rendered:
       choices: the options, each stripped; equal texts may occur twice.
       correct: the first index of the target among the choices.
       segments: maximal runs of one kind, whose texts concatenate to `prompt`.
+      also_correct: further choices that are as right as the target; usually none.
     """
 
     prompt: str
@@ -49,6 +50,7 @@ class Rendered:
     choices: tuple[str, ...]
     correct: int
     segments: tuple[Segment, ...]
+    also_correct: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class CompiledTemplate:
       spec: the template's source.
       columns: names of the columns that a row must have.
       choices_fixed: whether the options are the same for every example.
+      draws: whether the prompt or the target draws at random.
 
     Raises:
       UserError: the template is not valid Jinja, or uses a statement that has no span rule.
@@ -124,7 +127,7 @@ class CompiledTemplate:
         self.choices_fixed = choices is not None and not choices.columns
         text = spec.jinja.replace("}}", _TRUNCATE)
         tree = self._parse(text)
-        self._draws = _draws(tree)
+        self.draws = _draws(tree)
         body = self._analyse(tree, choices is not None and not self.choices_fixed)
         self._body = self._compile(body.mark())
         analyses = [analysis for analysis in (body, choices) if analysis is not None]
@@ -202,7 +205,7 @@ class CompiledTemplate:
             return Dropped("no_choices")
         if target not in choices:
             return Dropped("target_not_in_choices")
-        if self._draws and _leaves_out(target, choices, runs(pieces, 0, len(parts[0]))):
+        if self.draws and _leaves_out(target, choices, runs(pieces, 0, len(parts[0]))):
             return Dropped("correct_not_shown")
         prompt = "".join(segment.text for segment in segments)
         return Rendered(prompt, target, choices, choices.index(target), segments)
@@ -283,5 +286,9 @@ def _prompt_segments(pieces: Sequence[str], part: str) -> tuple[Segment, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def compile_template(spec: TemplateSpec) -> CompiledTemplate:
-    """The compiled form of a template; compiled at most once in a process."""
-    return CompiledTemplate(spec)
+    """The compiled form of a template; compiled at most once in a process.
+
+    A spec with a method `compiled`, as BIG-bench's have, gives its own form, which is no Jinja.
+    """
+    own = getattr(spec, "compiled", None)
+    return CompiledTemplate(spec) if own is None else own()

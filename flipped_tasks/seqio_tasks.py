@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,13 +25,17 @@ import tensorflow as tf
 
 from flipped_errors import UserError, unknown
 from flipped_tasks import promptsource, sources, stream, tokens
+from flipped_tasks.caching import SharedCacheTask
 from flipped_tasks.datasets import check_template, get_dataset, slug, usable_templates
 from flipped_tasks.draws import draw
 from flipped_tasks.methods import METHODS, format_example
 from flipped_tasks.rendering import Dropped, Rendered, compile_template, template_rng
 
+log = logging.getLogger(__name__)
+
 ROWS_PER_CALL = 64  # rows that one call into Python renders
 _ATTEMPTS = 64  # examples that are tried for one position before the dataset counts as unusable
+_EARLY = 1_000  # examples after which a task that drops too many says so
 _UNCUT = 1 << 30
 _NO_SEED = 0  # draws of a reading that is neither seeded nor shuffled, such as an evaluation
 
@@ -125,11 +130,12 @@ class Ids:
 Encode = Callable[[bytes, int, int, int, Mapping[str, int]], Ids | Dropped]
 
 
-class RowTask(seqio.Task):
+class RowTask(SharedCacheTask):
     """A SeqIO task that knows how it is read: seed, epoch and place in the stream reach its preprocessors.
 
     Attributes:
       counts: what was left out or cut so far in this process, by reason.
+      given: examples that were made so far.
       failure: the error that stopped the pipeline, for tf.data reports it only as text.
     """
 
@@ -150,7 +156,7 @@ class RowTask(seqio.Task):
         self.failure: UserError | None = None
         self._lock = threading.Lock()
         self._read = 0
-        self._given = 0
+        self.given = 0
         render = functools.partial(_render, self)
         steps = [stream.enter, render] if one_per_position else [render, stream.enter]
         super().__init__(
@@ -196,6 +202,7 @@ class RowTask(seqio.Task):
             start=place.position(self.name) if place else 0,
             mask=place.mask(self.name) if place and place.host_count > 1 else None,
             rotated=rotated,
+            padded=place is not None,
         )
         self.failure = None
         with stream.reading(how):
@@ -227,18 +234,28 @@ class RowTask(seqio.Task):
             if isinstance(made, Ids):
                 with self._lock:
                     self._read += 1
-                    self._given += 1
+                    self.given += 1
+                    early = self._read == _EARLY
+                if early:
+                    self._warn()
                 return made, taken
             self.count(made.reason)
         with self._lock:
             self._read += 1
-            nothing = not self._given and self._read >= how.size
+            nothing = not self.given and self._read >= how.size
         if self.one_per_position or nothing:
             why = ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts.items()))
             raise UserError(
                 f"task {self.name!r}, split {how.split!r}: no example can be used ({why})"
             )
         return None
+
+    def _warn(self) -> None:
+        from flipped_tasks.counts import line  # which imports this module
+
+        for told in line(self.name, self.counts, self.given, {}, 0):
+            if told.startswith("warning: "):
+                log.warning("%s", told.removeprefix("warning: "))
 
     def count(self, reason: str, by: int = 1) -> None:
         """Notes that something was left out or cut."""
@@ -277,14 +294,16 @@ def _render(
         out = {"example_id": tf.ensure_shape(made[0], [None])}
         for place, key in enumerate(keys):
             out[key] = tf.ensure_shape(made[1 + 2 * place], [None, None])
-            out[f"{key}_length"] = tf.ensure_shape(made[2 + 2 * place], [None])
+            if not how.padded:
+                out[f"{key}_length"] = tf.ensure_shape(made[2 + 2 * place], [None])
         return out
 
     def cut(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         ids = {key: example[key][: example[f"{key}_length"]] for key in keys}
         return {"example_id": example["example_id"], **ids}
 
-    return ds.batch(ROWS_PER_CALL).map(block).unbatch().map(cut)
+    examples = ds.batch(ROWS_PER_CALL).map(block).unbatch()
+    return examples if how.padded else examples.map(cut)
 
 
 def _stack(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -439,14 +458,7 @@ def register_task(
     )
     vocab = SeqioVocabulary(vocab_path)
     encoder = TemplateEncoder(dataset, method, names, vocab, input_eos)
-    limit = sources.MAX_EXAMPLES
-
-    def load(split: str) -> sources.Payloads:
-        return sources.labelled_payloads(
-            dataset, split, data_dir, limit if split.startswith("train") else None
-        )
-
-    source = sources.RowSource(dataset, load, lambda: sources.split_names(dataset, data_dir))
+    source = sources.row_source(dataset, data_dir)
     task = RowTask(
         task_name(dataset, method, template), source, method_features(vocab, method, input_eos), encoder,
         one_per_position=template is None, order_key=dataset,

@@ -1,4 +1,4 @@
-"""Where the rows come from: files that a user has, or the closed world that is built in.
+"""Where the rows come from: a prepared dataset, files that a user has, or the closed world that is built in.
 
 Rows travel as JSON bytes with their row number. JSON keeps nesting and null exactly, one type of tensor serves all
 datasets, and SeqIO can cache it.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import os
 import pathlib
 import threading
 from collections import Counter
@@ -23,10 +24,11 @@ from flipped_errors import UserError, unknown
 from flipped_tasks import stream
 from flipped_tasks.datasets import DatasetSpec, get_dataset
 from flipped_tasks.draws import generator
+from flipped_tasks.prepared import reading
 
 MAX_EXAMPLES = 500_000  # a larger training set is sampled down to this, once (model cards)
 SAMPLING_SEED = 0
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _ROWS_PER_READ = 256
 
 
@@ -36,18 +38,38 @@ def load_rows(dataset: str, split: str, data_dir: str | None = None) -> list[dic
     Args:
       dataset: promptsource's name, such as 'super_glue/rte'.
       split: such as 'validation' or 'dev_r1'.
-      data_dir: a folder with `<dataset, / as __>/<split>.jsonl`, `.jsonl.gz` or `.parquet`; None for the
-        embedded world.
+      data_dir: a folder with `<dataset, / as __>/<split>.jsonl`, `.jsonl.gz` or `.parquet`, or with what
+        `flipped data prepare` has stored there (labelled rows only); None for the embedded world.
 
     Raises:
       UserError: dataset, folder, split or file cannot be read; names the file and the line.
     """
-    return [orjson.loads(row) for row in load_payloads(dataset, split, data_dir)]
+    return [row for _, row in load_numbered(dataset, split, data_dir)]
+
+
+def load_numbered(
+    dataset: str, split: str, data_dir: str | None = None
+) -> list[tuple[int, dict[str, Any]]]:
+    """As `load_rows`, each row with its 0-based number in the split that it comes from."""
+    if (stored := find_prepared(dataset, data_dir)) is not None:
+        rows = stored.rows(split)
+        return [(int(n), orjson.loads(row)) for n, row in zip(rows.numbers, rows, strict=True)]
+    return [(n, orjson.loads(row)) for n, row in enumerate(load_payloads(dataset, split, data_dir))]
+
+
+def find_prepared(dataset: str, data_dir: str | None) -> reading.Prepared | None:
+    """The prepared form of a dataset in a folder; None where the folder has its files, or is None."""
+    spec = get_dataset(dataset)
+    if data_dir is None or spec.rows is not None:
+        return None
+    return reading.find(spec.name, data_dir)
 
 
 def load_payloads(dataset: str, split: str, data_dir: str | None = None) -> list[bytes]:
     """As `load_rows`, each row as its JSON bytes. A line that is not JSON is found by whoever parses it."""
     spec = get_dataset(dataset)
+    if spec.rows is not None:
+        return spec.rows.payloads(split)
     if data_dir is None:
         from flipped_tasks import embedded  # the built-in world is needed only here
 
@@ -56,30 +78,42 @@ def load_payloads(dataset: str, split: str, data_dir: str | None = None) -> list
                 f"split of the embedded dataset {spec.name!r}", split, split_names(dataset, None)
             )
         return [orjson.dumps(row) for row in embedded.generate(dataset, split)]
-    path = _find_file(spec.name, split, data_dir)
-    if path.suffix == ".parquet":
-        return list(_read_parquet(path))
-    return list(_read_json_lines(path))
+    if (stored := find_prepared(dataset, data_dir)) is not None:
+        return list(stored.rows(split))
+    return list(read_file(_find_file(spec.name, split, data_dir)))
+
+
+def read_file(path: pathlib.Path) -> Iterator[bytes]:
+    """The rows of a `.jsonl`, `.jsonl.gz` or `.parquet` file, each as its JSON bytes.
+
+    Raises:
+      UserError: it cannot be read, or a line is no JSON object; names the file and the line.
+    """
+    return _read_parquet(path) if path.suffix == ".parquet" else _read_json_lines(path)
 
 
 def split_names(dataset: str, data_dir: str | None = None) -> tuple[str, ...]:
     """The splits at hand. Raises `UserError` where the dataset has no folder in `data_dir`."""
     spec = get_dataset(dataset)
+    if spec.rows is not None:
+        return spec.rows.splits()
     if data_dir is None:
         from flipped_tasks import embedded
 
         if spec.name not in embedded.SPLIT_SIZES:
             raise unknown("embedded dataset", spec.name, embedded.SPLIT_SIZES)
         return tuple(embedded.SPLIT_SIZES[spec.name])
+    if (stored := find_prepared(dataset, data_dir)) is not None:
+        return stored.splits()
     folder = _folder(spec.name, data_dir)
     names = {
         path.name.removesuffix(suffix)
         for path in folder.iterdir()
-        for suffix in _SUFFIXES
+        for suffix in SUFFIXES
         if path.name.endswith(suffix)
     }
     if not names:
-        raise UserError(f"no {', '.join(_SUFFIXES)} file in {folder}")
+        raise UserError(f"no {', '.join(SUFFIXES)} file in {folder}")
     return tuple(sorted(names))
 
 
@@ -96,7 +130,7 @@ def _folder(dataset: str, data_dir: str) -> pathlib.Path:
 
 def _find_file(dataset: str, split: str, data_dir: str) -> pathlib.Path:
     folder = _folder(dataset, data_dir)
-    for suffix in _SUFFIXES:
+    for suffix in SUFFIXES:
         if (path := folder / f"{split}{suffix}").is_file():
             return path
     raise unknown(f"split of {dataset!r} in {str(folder)!r}", split, split_names(dataset, data_dir))
@@ -146,7 +180,7 @@ class Payloads:
       dropped: reason → number of rows that were left out.
     """
 
-    def __init__(self, rows: list[bytes], numbers: np.ndarray, dropped: Counter[str]):
+    def __init__(self, rows: Sequence[bytes], numbers: np.ndarray, dropped: Counter[str]):
         self.rows, self.numbers, self.dropped = rows, numbers, dropped
 
     def __len__(self) -> int:
@@ -159,6 +193,8 @@ def labelled_payloads(
 ) -> Payloads:
     """Checks every row against the catalog, drops and counts those without a label.
 
+    What is prepared was checked when it was stored: it is opened at once, and gives the same as its source.
+
     Args:
       limit: a split with more rows is sampled down to this many, with a fixed seed and in its own order.
 
@@ -166,6 +202,9 @@ def labelled_payloads(
       UserError: a row contradicts the catalog, or no row has a label.
     """
     spec = get_dataset(dataset)
+    if (stored := find_prepared(dataset, data_dir)) is not None:
+        kept, dropped = reading.labelled_rows(stored, split, limit, SAMPLING_SEED)
+        return Payloads(kept, kept.numbers, dropped)
     rows = load_payloads(dataset, split, data_dir)
     numbers = np.arange(len(rows), dtype=np.int64)
     if limit is not None and len(rows) > limit:
@@ -200,11 +239,16 @@ class RowSource(seqio.DataSource):
         self, name: str, load: Callable[[str], Payloads], splits: Callable[[], Sequence[str]]
     ):
         """Args: name: what the order is drawn for; load: split → its rows; splits: the splits at hand."""
+        self._set_up(name, load, splits)
+        super().__init__(splits=(), performs_internal_shuffling=True)
+
+    def _set_up(
+        self, name: str, load: Callable[[str], Payloads], splits: Callable[[], Sequence[str]]
+    ) -> None:
         self.name = name
         self._load = load
         self._find_splits = splits
         self._lock = threading.Lock()
-        super().__init__(splits=(), performs_internal_shuffling=True)
 
     @functools.cached_property
     def _split_names(self) -> tuple[str, ...]:
@@ -267,3 +311,45 @@ class RowSource(seqio.DataSource):
 
         blocks = -(-size // _ROWS_PER_READ)
         return tf.data.Dataset.range(blocks).map(read_block).unbatch()
+
+
+class PreparedSource(RowSource, seqio.TfdsDataSource):
+    """The rows of a prepared dataset: a `seqio.TfdsDataSource` that gives row n at once, in the order of `RowSource`.
+
+    `tfds_dataset` is SeqIO's own loader of the stored, typed features.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        load: Callable[[str], Payloads],
+        splits: Callable[[], Sequence[str]],
+        folder: str,
+    ):
+        """Args: folder: where the dataset lies, its version included; the others as for `RowSource`."""
+        self._set_up(name, load, splits)
+        seqio.TfdsDataSource.__init__(self, tfds_data_dir=folder, read_only=True)
+
+    @property
+    def performs_internal_shuffling(self) -> bool:
+        return True
+
+
+def row_source(dataset: str, data_dir: str | None, limit: int | None = MAX_EXAMPLES) -> RowSource:
+    """The source of a dataset's labelled rows.
+
+    Args:
+      limit: training splits with more rows are sampled down to this many.
+    """
+
+    def load(split: str) -> Payloads:
+        most = limit if split.startswith("train") else None
+        return labelled_payloads(dataset, split, data_dir, most)
+
+    def splits() -> Sequence[str]:
+        return split_names(dataset, data_dir)
+
+    stored = find_prepared(dataset, data_dir)
+    if stored is None:
+        return RowSource(dataset, load, splits)
+    return PreparedSource(dataset, load, splits, os.fspath(stored.folder))

@@ -160,6 +160,7 @@ class Reading:
       start: the first position to give.
       mask: for positions from `start` on, whether to give them; None gives all.
       rotated: the source can start inside an epoch.
+      padded: examples may come with padding behind their ids, which the reader of `Place` takes away.
     """
 
     dataset: str
@@ -170,6 +171,7 @@ class Reading:
     start: int = 0
     mask: tf.data.Dataset | None = None
     rotated: bool = True
+    padded: bool = False
 
     @property
     def window(self) -> int:

@@ -38,6 +38,7 @@ class Vocabulary:
         self.size = -(-total // _ROW_MULTIPLE) * _ROW_MULTIPLE
         self._short = functools.lru_cache(maxsize=32768)(self._encode)
         self._long = functools.lru_cache(maxsize=512)(self._encode)
+        self.prefix = functools.lru_cache(maxsize=512)(self._prefix)
 
     @classmethod
     def from_file(cls, path: str | pathlib.Path) -> Vocabulary:
@@ -63,6 +64,21 @@ class Vocabulary:
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._processor.encode(text))
+
+    def _prefix(self, text: str, count: int) -> str:
+        """A beginning of `text` that has at most `count` ids, and with one more character would have more."""
+        if count <= 0:
+            return ""
+        pieces = self._processor.encode_as_pieces(text)
+        if len(pieces) <= count:
+            return text
+        # Near enough: normalising may change lengths, and a cut the pieces before it.
+        size = min(len("".join(pieces[:count])), len(text) - 1)
+        while size and len(self._encode(text[:size])) > count:
+            size -= 1
+        while len(self._encode(text[: size + 1])) <= count:
+            size += 1
+        return text[:size]
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Ids of a text without eos; sentinels are not looked for in it."""
@@ -218,14 +234,5 @@ def _shorten(
             continue
         keep = level + (1 if spare > 0 else 0)
         spare -= 1
-        pieces[place] = _prefix(str(pieces[place]), keep, vocab)
+        pieces[place] = vocab.prefix(str(pieces[place]), keep)
     return True
-
-
-def _prefix(text: str, count: int, vocab: Vocabulary) -> str:
-    """The longest beginning of a text that has at most `count` ids."""
-    if count <= 0:
-        return ""
-    sizes = range(1, len(text) + 1)
-    size = bisect.bisect_right(sizes, count, key=lambda size: len(vocab._encode(text[:size])))
-    return text[:size]

@@ -1,7 +1,8 @@
 """Plain text as a task: the language modelling that stands in for the LM-adapted checkpoint in small runs.
 
 Two objectives, drawn for each example and epoch: prefix language modelling, as the LM adaptation of T5 does
-(Lester et al. 2021, arXiv 2104.08691), and span corruption (Raffel et al. 2020, arXiv 1910.10683).
+(Lester et al. 2021, arXiv 2104.08691), and span corruption (Raffel et al. 2020, arXiv 1910.10683). A text may say
+with a tab where it is to be cut; it is read with holes in it then, instead of being corrupted.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class TextEncoder:
       name: the task's name, which decorrelates the draws of two tasks.
       vocab: turns text into ids.
       prefix_lm_share: share of examples for prefix language modelling, 0 to 1; the rest is span corruption.
+        A text with a tab, such as a question, a tab and its answer, is cut there; instead of being corrupted it
+        gets holes, see `with_holes`.
       noise_density: share of the ids that span corruption takes out.
       mean_span_length: their mean run, in ids.
       input_eos: whether inputs end with eos.
@@ -47,12 +50,17 @@ class TextEncoder:
     ) -> Ids | Dropped:
         """Ids of a text; `Dropped('too_short')` below two ids."""
         vocab = self.vocab.tokens
-        ids = vocab.encode(orjson.loads(row))[: lengths["inputs"] - 1 + lengths["targets"] - 1]
+        before, tab, after = orjson.loads(row).partition("\t")
+        start = vocab.encode(before)
+        ids = (start + vocab.encode(after))[: lengths["inputs"] - 1 + lengths["targets"] - 1]
         if len(ids) < 2:
             return Dropped("too_short")
         rng = generator(seed, self.name, epoch, number)
         if rng.random() < self.prefix_lm_share:
-            form, (inputs, targets) = "prefix_lm", _split(ids, lengths, rng)
+            place = len(start) if tab else None
+            form, (inputs, targets) = "prefix_lm", _split(ids, lengths, rng, place)
+        elif tab:
+            form, (inputs, targets) = "holes", with_holes(start, ids[len(start) :], vocab, rng)
         else:
             mask = noise_mask(len(ids), self.noise_density, self.mean_span_length, rng)
             form, (inputs, targets) = "span_corruption", corrupt(ids, mask, vocab)
@@ -65,13 +73,28 @@ class TextEncoder:
 
 
 def _split(
-    ids: list[int], lengths: Mapping[str, int], rng: np.random.Generator
+    ids: list[int], lengths: Mapping[str, int], rng: np.random.Generator, wanted: int | None
 ) -> tuple[list[int], list[int]]:
-    """Cuts at a random place where both parts fit, or as nearly as can be."""
+    """Cuts at the wanted or a random place where both parts fit, or as nearly as can be."""
     first = max(1, len(ids) - (lengths["targets"] - 1))
     last = max(first, min(len(ids) - 1, lengths["inputs"] - 1))
-    place = int(rng.integers(first, last + 1))
+    place = int(rng.integers(first, last + 1)) if wanted is None else min(max(wanted, first), last)
     return ids[:place], ids[place:]
+
+
+def with_holes(
+    before: list[int], after: list[int], vocab: tokens.Vocabulary, rng: np.random.Generator
+) -> tuple[list[int], list[int]]:
+    """Sentinels at one to three random places of a text from which nothing was taken out -> (inputs, targets).
+
+    The target is what comes after the text, behind the first sentinel: the form of FLIPPED's inputs, which have a
+    sentinel wherever an instruction stood.
+    """
+    places = sorted(int(place) for place in rng.integers(0, len(before) + 1, rng.integers(1, 4)))
+    inputs = list(before)
+    for k, place in reversed(list(enumerate(places))):
+        inputs.insert(place, vocab.sentinel(k))
+    return inputs, [vocab.sentinel(0), *after]
 
 
 def noise_mask(

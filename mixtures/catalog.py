@@ -1,8 +1,9 @@
 """The catalog: 20 training datasets, one alternative, and the 12 configurations of the 14 NLP evaluation tasks.
 
 Columns and numbers of examples are those of the hub's dataset cards (dataset_infos.json of the `datasets` release
-2.4.0, the last that shipped them), under the hub's names of today. The hub itself could not be asked, so every
-`hub_revision` is the branch "main": pin a commit where you download.
+2.4.0, the last that shipped them), under the hub's names of today. Every `hub_revision` is the branch on which the
+hub keeps its own conversion to Parquet; `flipped data prepare` writes the commit that it found there into the
+manifest, and `--revision COMMIT` pins one.
 
 Which templates are used follows from promptsource 0.2.3: a template is usable when it has answer choices and its
 rendered target is always one of them. The exceptions are listed here with their reasons.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from flipped_tasks.bigbench import register_task_dataset
 from flipped_tasks.datasets import DatasetSpec, register_dataset
 
 _INDEX = "its choices are A to D, but the fifth option E is the answer of one row in five"
@@ -173,8 +175,9 @@ _TRAINING = (
         hub_id="fancyzhx/amazon_polarity",
         columns=columns("label:int title content"),
         splits={"train": 3600000, "test": 400000},
-        label_column="label",  # negative, positive
+        label_column="label",
         label_values=(0, 1),
+        label_names=("negative", "positive"),
         unlabelled=(-1,),
     ),
     DatasetSpec(
@@ -192,8 +195,9 @@ _TRAINING = (
         hub_id="stanfordnlp/imdb",
         columns=columns("text label:int"),
         splits={"train": 25000, "test": 25000, "unsupervised": 50000},
-        label_column="label",  # neg, pos
+        label_column="label",
         label_values=(0, 1),
+        label_names=("neg", "pos"),
         unlabelled=(-1,),
         unusable={"Negation template for positive and negative": _REVIEW},
     ),
@@ -202,8 +206,9 @@ _TRAINING = (
         hub_id="cornell-movie-review-data/rotten_tomatoes",
         columns=columns("text label:int"),
         splits={"train": 8530, "validation": 1066, "test": 1066},
-        label_column="label",  # neg, pos
+        label_column="label",
         label_values=(0, 1),
+        label_names=("neg", "pos"),
         unlabelled=(-1,),
     ),
     DatasetSpec(
@@ -211,8 +216,9 @@ _TRAINING = (
         hub_id="Yelp/yelp_review_full",
         columns=columns("label:int text"),
         splits={"train": 650000, "test": 50000},
-        label_column="label",  # 1 star, 2 star, 3 stars, 4 stars, 5 stars
+        label_column="label",
         label_values=(0, 1, 2, 3, 4),
+        label_names=("1 star", "2 star", "3 stars", "4 stars", "5 stars"),
         unlabelled=(-1,),
     ),
     DatasetSpec(
@@ -220,8 +226,9 @@ _TRAINING = (
         hub_id="fancyzhx/ag_news",
         columns=columns("text label:int"),
         splits={"train": 120000, "test": 7600},
-        label_column="label",  # World, Sports, Business, Sci/Tech
+        label_column="label",
         label_values=(0, 1, 2, 3),
+        label_names=("World", "Sports", "Business", "Sci/Tech"),
         unlabelled=(-1,),
     ),
     DatasetSpec(
@@ -229,8 +236,24 @@ _TRAINING = (
         hub_id="fancyzhx/dbpedia_14",
         columns=columns("label:int title content"),
         splits={"train": 560000, "test": 70000},
-        label_column="label",  # Company, EducationalInstitution, Artist, Athlete, OfficeHold
+        label_column="label",
         label_values=tuple(range(14)),
+        label_names=(
+            "Company",
+            "EducationalInstitution",
+            "Artist",
+            "Athlete",
+            "OfficeHolder",
+            "MeanOfTransportation",
+            "Building",
+            "NaturalPlace",
+            "Village",
+            "Animal",
+            "Plant",
+            "Album",
+            "Film",
+            "WrittenWork",
+        ),  # fmt: skip
         unlabelled=(-1,),
     ),
     DatasetSpec(
@@ -239,8 +262,9 @@ _TRAINING = (
         hub_config="mrpc",
         columns=columns("sentence1 sentence2 label:int idx:int"),
         splits={"test": 1725, "train": 3668, "validation": 408},
-        label_column="label",  # not_equivalent, equivalent
+        label_column="label",
         label_values=(0, 1),
+        label_names=("not_equivalent", "equivalent"),
         unlabelled=(-1,),
     ),
     DatasetSpec(
@@ -249,8 +273,9 @@ _TRAINING = (
         hub_config="qqp",
         columns=columns("question1 question2 label:int idx:int"),
         splits={"train": 363846, "validation": 40430, "test": 390965},
-        label_column="label",  # not_duplicate, duplicate
+        label_column="label",
         label_values=(0, 1),
+        label_names=("not_duplicate", "duplicate"),
         unlabelled=(-1,),
     ),
     DatasetSpec(
@@ -259,8 +284,9 @@ _TRAINING = (
         hub_config="labeled_final",
         columns=columns("id:int sentence1 sentence2 label:int"),
         splits={"train": 49401, "test": 8000, "validation": 8000},
-        label_column="label",  # 0, 1
+        label_column="label",
         label_values=(0, 1),
+        label_names=("0", "1"),
         unlabelled=(-1,),
     ),
 )
@@ -281,8 +307,9 @@ _EVALUATION = (
             "dev_r3": 1200,
             "test_r3": 1200,
         },
-        label_column="label",  # entailment, neutral, contradiction
+        label_column="label",
         label_values=(0, 1, 2),
+        label_names=("entailment", "neutral", "contradiction"),
         unlabelled=(-1,),
     ),
     DatasetSpec(
@@ -291,8 +318,9 @@ _EVALUATION = (
         hub_config="cb",
         columns=columns("premise hypothesis idx:int label:int"),
         splits={"test": 250, "train": 250, "validation": 56},
-        label_column="label",  # entailment, contradiction, neutral
+        label_column="label",
         label_values=(0, 1, 2),
+        label_names=("entailment", "contradiction", "neutral"),
         unlabelled=(-1,),
     ),
     DatasetSpec(
@@ -301,8 +329,9 @@ _EVALUATION = (
         hub_config="rte",
         columns=columns("premise hypothesis idx:int label:int"),
         splits={"test": 3000, "train": 2490, "validation": 277},
-        label_column="label",  # entailment, not_entailment
+        label_column="label",
         label_values=(0, 1),
+        label_names=("entailment", "not_entailment"),
         unlabelled=(-1,),
     ),
     DatasetSpec(
@@ -313,8 +342,9 @@ _EVALUATION = (
             "text span1_index:int span2_index:int span1_text span2_text idx:int label:int"
         ),
         splits={"test": 146, "train": 554, "validation": 104},
-        label_column="label",  # False, True
+        label_column="label",
         label_values=(0, 1),
+        label_names=("False", "True"),
         unlabelled=(-1,),
     ),
     DatasetSpec(
@@ -335,8 +365,9 @@ _EVALUATION = (
             "word sentence1 sentence2 start1:int start2:int end1:int end2:int idx:int label:int"
         ),
         splits={"test": 1400, "train": 5428, "validation": 638},
-        label_column="label",  # False, True
+        label_column="label",
         label_values=(0, 1),
+        label_names=("False", "True"),
         unlabelled=(-1,),
     ),
     DatasetSpec(
@@ -345,8 +376,9 @@ _EVALUATION = (
         hub_config="copa",
         columns=columns("premise choice1 choice2 question idx:int label:int"),
         splits={"test": 500, "train": 400, "validation": 100},
-        label_column="label",  # choice1, choice2
+        label_column="label",
         label_values=(0, 1),
+        label_names=("choice1", "choice2"),
         unlabelled=(-1,),
     ),
     DatasetSpec(
@@ -378,8 +410,9 @@ _EVALUATION = (
         hub_id="ybisk/piqa",
         columns=columns("goal sol1 sol2 label:int"),
         splits={"train": 16113, "test": 3084, "validation": 1838},
-        label_column="label",  # 0, 1
+        label_column="label",
         label_values=(0, 1),
+        label_names=("0", "1"),
         unlabelled=(-1,),
     ),
     DatasetSpec(
@@ -409,5 +442,34 @@ ALTERNATIVES = {"commonsense_qa": "cos_e/v1.11"}
 TRAINING = tuple(spec.name for spec in _TRAINING if spec.name not in ALTERNATIVES.values())
 EVALUATION = tuple(spec.name for spec in _EVALUATION)
 
+
+# BIG-bench's 14 tasks, each with its number of examples; two are folders of sub-tasks.
+BIGBENCH: dict[str, dict[str, int]] = {
+    "code_line_description": {"": 60},
+    "conceptual_combinations": {
+        "contradictions": 16,
+        "emergent_properties": 40,
+        "fanciful_fictional_combinations": 12,
+        "homonyms": 9,
+        "invented_words": 14,
+        "surprising_uncommon_combinations": 12,
+    },
+    "hindu_knowledge": {"": 175},
+    "known_unknowns": {"": 46},
+    "language_identification": {"": 10000},
+    "logic_grid_puzzle": {"": 1000},
+    "logical_deduction": {"three_objects": 300, "five_objects": 500, "seven_objects": 700},
+    "misconceptions": {"": 219},
+    "movie_dialog_same_or_different": {"": 50000},
+    "novel_concepts": {"": 32},
+    "strategyqa": {"": 2290},
+    "formal_fallacies_syllogisms_negation": {"": 14200},
+    "vitaminc_fact_verification": {"": 54668},
+    "winowhy": {"": 2865},
+}
+
 for _spec in (*_TRAINING, *_EVALUATION):
     register_dataset(_spec)
+for _task, _parts in BIGBENCH.items():
+    for _part, _examples in _parts.items():
+        register_task_dataset(f"{_task}/{_part}".rstrip("/"), _examples)

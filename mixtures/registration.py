@@ -11,18 +11,18 @@ from collections.abc import Sequence
 import seqio
 
 from flipped_errors import unknown
-from flipped_tasks import stream
-from flipped_tasks.datasets import usable_templates
+from flipped_tasks.datasets import dataset_names, usable_templates
 from flipped_tasks.embedded import warmup_texts
 from flipped_tasks.methods import METHODS
-from flipped_tasks.seqio_tasks import register_task
+from flipped_tasks.mixing import RowMixture
+from flipped_tasks.seqio_tasks import register_task, task_name
 from flipped_tasks.warmup import register_text_task
-from mixtures import catalog
+from mixtures import catalog, own
 from mixtures.rates import dataset_rates
 
-
 WORLD_TEXT = "world_text"
-WORLD_TEXTS = 60_000
+_BY_TEMPLATE = "_by_template"
+WORLD_TEXTS = 100_000
 
 
 def register_world_text(vocab_path: str, seed: int = 0, input_eos: bool = True) -> str:
@@ -34,24 +34,51 @@ def register_world_text(vocab_path: str, seed: int = 0, input_eos: bool = True) 
       input_eos: whether inputs end with eos.
     """
     register_text_task(
-        WORLD_TEXT, lambda: warmup_texts(seed, WORLD_TEXTS), vocab_path, input_eos=input_eos
+        WORLD_TEXT,
+        lambda: warmup_texts(seed, WORLD_TEXTS),
+        vocab_path,
+        prefix_lm_share=0.5,
+        input_eos=input_eos,
     )
     return WORLD_TEXT
 
 
-def mixture_name(method: str, by_template: bool = False) -> str:
+def mixture_name(method: str, by_template: bool = False, mixture: str = own.RECIPE) -> str:
     """Such as 'flipped_train'."""
-    return f"{method}_train" + ("_by_template" if by_template else "")
+    return f"{method}_{mixture}" + (_BY_TEMPLATE if by_template else "")
+
+
+def mixture_rates(
+    mixture: str = own.RECIPE,
+    rates: str = "recipe",
+    data_dir: str | None = None,
+    datasets: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """dataset → rate in a mixture: the catalog's for 'train', and what was added with `own.add_to_mixture`.
+
+    Args:
+      rates, data_dir: see `mixtures.rates.dataset_rates`; for the catalog's datasets.
+      datasets: stand for the catalog's training datasets.
+
+    Raises:
+      UserError: no such mixture.
+    """
+    if mixture not in own.mixture_names():
+        raise unknown("mixture", mixture, own.mixture_names())
+    if datasets is None:
+        datasets = catalog.TRAINING if mixture == own.RECIPE else ()
+    return dataset_rates(datasets, rates, data_dir) | own.added(mixture)
 
 
 def register(
     data_dir: str | None = None,
     vocab_path: str | None = None,
     methods: Sequence[str] = METHODS,
-    datasets: Sequence[str] = catalog.TRAINING,
+    datasets: Sequence[str] | None = None,
     rates: str = "recipe",
     input_eos: bool = True,
     by_template: bool = False,
+    mixture: str = own.RECIPE,
 ) -> list[str]:
     """Registers the mixtures of some methods with their tasks; what has the same name is replaced.
 
@@ -61,11 +88,13 @@ def register(
       data_dir: see `flipped_tasks.sources.load_rows`; None for the embedded world.
       vocab_path: the SentencePiece model.
       methods: which of 'direct', 'channel', 'flipped'.
-      datasets: what is mixed; `catalog.ALTERNATIVES` names what may stand for a dataset.
+      datasets: what is mixed beside what `own.add_to_mixture` added; None for the catalog's training datasets.
+        `catalog.ALTERNATIVES` names what may stand for a dataset.
       rates: see `mixtures.rates.dataset_rates`.
       input_eos: whether inputs end with eos.
       by_template: mixes a task for each template with rate n / number of templates. It can be read from any step
         too, but only by rendering what comes before.
+      mixture: 'train', or one that `own.add_to_mixture` made.
 
     Returns:
       The names of the mixtures.
@@ -76,17 +105,63 @@ def register(
     for method in methods:
         if method not in METHODS:
             raise unknown("method", method, METHODS)
-    weights = dataset_rates(datasets, rates, data_dir)
+    weights = mixture_rates(mixture, rates, data_dir, datasets)
     names = []
     for method in methods:
         parts = []
-        for dataset in datasets:
+        for dataset in weights:
             templates = usable_templates(dataset, method) if by_template else [None]
             for template in templates:
                 task = register_task(dataset, method, template, data_dir, vocab_path, input_eos)
                 parts.append((task.name, weights[dataset] / len(templates)))
-        name = mixture_name(method, by_template)
+        name = mixture_name(method, by_template, mixture)
         seqio.MixtureRegistry.remove(name)
-        seqio.MixtureRegistry.add_provider(name, seqio.Mixture(name, parts, sample_fn=stream.mix))
+        seqio.MixtureRegistry.add_provider(name, RowMixture(name, parts))
         names.append(name)
     return names
+
+
+def register_named(
+    name: str,
+    data_dir: str | None = None,
+    vocab_path: str | None = None,
+    rates: str = "recipe",
+    input_eos: bool = True,
+) -> str:
+    """Registers what a name means: 'flipped_train', 'direct_mine', 'flipped.imdb', 'channel.imdb.Negation', ….
+
+    Args: as of `register`.
+
+    Returns:
+      The name.
+
+    Raises:
+      UserError: no mixture, dataset or template has that name; names the nearest.
+    """
+    method = next((m for m in METHODS if name.startswith((f"{m}_", f"{m}."))), None)
+    if method is not None and name.startswith(f"{method}_"):
+        whole = name.removeprefix(f"{method}_")
+        base = whole.removesuffix(_BY_TEMPLATE)
+        if base in own.mixture_names():
+            register(
+                data_dir, vocab_path, [method], None, rates, input_eos, base != whole, mixture=base
+            )
+            return name
+    elif method is not None:
+        for dataset in dataset_names():
+            head = task_name(dataset, method)
+            if name == head:
+                return register_task(dataset, method, None, data_dir, vocab_path, input_eos).name
+            if name.startswith(f"{head}."):
+                by_name = {
+                    task_name(dataset, method, t): t for t in usable_templates(dataset, method)
+                }
+                if name not in by_name:
+                    raise unknown("task", name, by_name)
+                template = by_name[name]
+                return register_task(
+                    dataset, method, template, data_dir, vocab_path, input_eos
+                ).name
+    known = [mixture_name(m, mixture=mixture) for m in METHODS for mixture in own.mixture_names()]
+    tasks = [task_name(dataset, m) for m in METHODS for dataset in dataset_names()]
+    raise unknown("mixture or task", name, [*known, *tasks, WORLD_TEXT])

@@ -1,4 +1,4 @@
-"""What is evaluated: the 14 NLP tasks, and label generalization.
+"""What is evaluated: the 14 NLP tasks, 14 tasks of BIG-bench, and label generalization.
 
 A suite is a list of `EvalTask`: one split of one dataset under one template. Sources: the model cards of the public
 Flipped models; Sanh et al. 2022 (arXiv 2110.08207) for the datasets and for ANLI's splits.
@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from flipped_errors import UserError, unknown
-from flipped_tasks import promptsource
+from flipped_tasks import bigbench, promptsource
 from flipped_tasks.datasets import check_template, get_dataset, template_names, usable_templates
 from flipped_tasks.rendering import Rendered
 from mixtures import catalog as _catalog  # noqa: F401  (fills the registry of datasets)
@@ -49,7 +49,7 @@ class EvalTask:
     """One split of one dataset under one template.
 
     Attributes:
-      suite: 'nlp14' or 'labels'.
+      suite: 'nlp14', 'bigbench14', 'labels' or 'seen'.
       task: the name in the report; several templates share it.
       dataset, split, template: what is read and how it is put.
       label_words: original word → substitute; None leaves the choices as they are.
@@ -96,6 +96,17 @@ def _split(dataset: str, default: str, split: str | None) -> str:
     if wanted not in known:
         raise unknown(f"split of {dataset!r}", wanted, known)
     return wanted
+
+
+def bigbench14() -> list[EvalTask]:
+    """The 14 tasks of BIG-bench. A sub-task stands as a template of its task, so that sub-tasks are averaged."""
+    tasks = []
+    for task, parts in _catalog.BIGBENCH.items():
+        for part in parts:
+            dataset = f"{bigbench.PREFIX}{task}/{part}".rstrip("/")
+            name = bigbench.template_name(dataset)
+            tasks.append(EvalTask("bigbench14", task, dataset, bigbench.SPLIT, name))
+    return tasks
 
 
 @dataclasses.dataclass(frozen=True)

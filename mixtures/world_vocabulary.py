@@ -27,7 +27,9 @@ def make_vocabulary(path: str | os.PathLike[str]) -> None:
     It reads the words of all templates, those that are only evaluated included, but no label: a vocabulary knows
     words, and the public T5 vocabulary knows those words too.
     """
-    train_vocabulary(itertools.chain(embedded.warmup_texts(1, TEXTS), _prompts(), _label_words()), path)
+    train_vocabulary(
+        itertools.chain(embedded.warmup_texts(1, TEXTS), _prompts(), _label_words()), path
+    )
 
 
 def _prompts() -> Iterator[str]:
@@ -45,7 +47,14 @@ def _prompts() -> Iterator[str]:
 
 
 def _label_words() -> Iterator[str]:
-    words = {word for entry in load_label_sets() for words in (entry.words, *entry.sets.values()) for word in words}
-    words.update(form for verdict in VERDICTS for word in verdict for form in (word, word.capitalize()))
+    words = {
+        word
+        for entry in load_label_sets()
+        for words in (entry.words, *entry.sets.values())
+        for word in words
+    }
+    words.update(
+        form for verdict in VERDICTS for word in verdict for form in (word, word.capitalize())
+    )
     for word in sorted(words):
         yield from itertools.repeat(word, LABEL_WORD_REPEATS)

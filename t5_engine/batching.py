@@ -44,7 +44,9 @@ class Shape:
         """The arithmetic of one group's forward pass."""
         attention, mlp = config.emb_dim * config.joined_kv, 3 * config.emb_dim * config.mlp_dim
         # Per input token: the encoder's layers, and cross-attention's keys and values in the decoder's.
-        encoder = config.num_encoder_layers * (4 * attention + mlp + 2 * self.inputs * config.joined_kv)
+        encoder = config.num_encoder_layers * (
+            4 * attention + mlp + 2 * self.inputs * config.joined_kv
+        )
         shared = config.num_decoder_layers * 2 * attention
         lengths = 2 * (self.inputs + self.targets)
         decoder = config.num_decoder_layers * (6 * attention + mlp + lengths * config.joined_kv)

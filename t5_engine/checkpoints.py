@@ -133,7 +133,9 @@ def read_about(folder: str | pathlib.Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: expected the JSON that describes a checkpoint: {error}") from error
+        raise UserError(
+            f"{file}: expected the JSON that describes a checkpoint: {error}"
+        ) from error
 
 
 def load(path: str | pathlib.Path, shardings: Any = None) -> tuple[Params, T5Config, int]:

@@ -176,17 +176,13 @@ class Attention(nn.Module):
         query_init, key_init = self._query_and_key_init()
 
         def project(name: str, inputs: jax.Array, init: Initializer) -> jax.Array:
-            dense = Dense(
-                config.joined_kv, ("embed", "joined_kv"), init, config.dtype, name=name
-            )
+            dense = Dense(config.joined_kv, ("embed", "joined_kv"), init, config.dtype, name=name)
             return dense(inputs).reshape(memory.shape[0], -1, config.num_heads, config.head_dim)
 
         query = project("query", x, query_init)  # [B', T * B / B', N, H]
         key = project("key", memory, key_init)  # [B', S, N, H]
         value = project("value", memory, ATTENTION_INIT)
-        logits = jnp.einsum(
-            "BTNH,BSNH->BNTS", query, key, preferred_element_type=jnp.float32
-        )
+        logits = jnp.einsum("BTNH,BSNH->BNTS", query, key, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits + bias, axis=-1).astype(config.dtype)
         # The same keys are dropped for all queries of a head, as in T5X.
         weights = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))(weights, deterministic)

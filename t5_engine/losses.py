@@ -82,9 +82,7 @@ def token_log_probs(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return -jax.nn.softplus(-statistics(logits, targets).margin)
 
 
-def cross_entropy(
-    found: TokenStatistics, weights: jax.Array, z_loss: float = 0.0
-) -> jax.Array:
+def cross_entropy(found: TokenStatistics, weights: jax.Array, z_loss: float = 0.0) -> jax.Array:
     """The sum over tokens of -weight * log p(target).
 
     Args:

@@ -38,7 +38,9 @@ def schedule(
         raise UserError(f"learning_rate: expected more than 0, got {learning_rate!r}")
     rest = steps - warmup_steps
     if decay != "constant" and rest < 1:
-        raise UserError(f"decay {decay!r}: expected steps > warmup_steps, got {steps} and {warmup_steps}")
+        raise UserError(
+            f"decay {decay!r}: expected steps > warmup_steps, got {steps} and {warmup_steps}"
+        )
     after = {
         "constant": lambda: optax.constant_schedule(learning_rate),
         "linear": lambda: optax.linear_schedule(learning_rate, 0.0, rest),
@@ -116,7 +118,9 @@ def per_layer(inner: optax.GradientTransformation) -> optax.GradientTransformati
         }
 
     def update(
-        updates: Mapping[str, Any], state: Mapping[str, Any], params: Mapping[str, Any] | None = None
+        updates: Mapping[str, Any],
+        state: Mapping[str, Any],
+        params: Mapping[str, Any] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         assert params is not None
         stack_updates, rest_updates = _split(updates)

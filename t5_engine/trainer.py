@@ -136,7 +136,9 @@ def make_state(
     return TrainState(params, transform.init(params), jnp.zeros((), jnp.int32))
 
 
-def state_shardings(abstract: TrainState, model_config: T5Config, mesh: jax.sharding.Mesh) -> TrainState:
+def state_shardings(
+    abstract: TrainState, model_config: T5Config, mesh: jax.sharding.Mesh
+) -> TrainState:
     """The shardings of a state, in its form; `abstract` says the shapes."""
     params = partitioning.param_shardings(model_config, mesh)
     opt_state = partitioning.like_params(abstract.opt_state, abstract.params, params, mesh)
@@ -174,7 +176,9 @@ def train(config: TrainConfig, model_config: T5Config, batches: Batches) -> Trai
     )
     try:
         with _Termination() as termination:
-            return _loop(config, model_config, batches, mesh, store, reporter, state, done, termination)
+            return _loop(
+                config, model_config, batches, mesh, store, reporter, state, done, termination
+            )
     finally:
         reporter.close()
         store.close()
@@ -206,7 +210,9 @@ def _loop(
     for step in range(done + 1, config.steps + 1):
         batch = next(source, None)
         if batch is None:
-            raise UserError(f"batches: expected one for each of {config.steps} steps, got {step - 1}")
+            raise UserError(
+                f"batches: expected one for each of {config.steps} steps, got {step - 1}"
+            )
         state, metrics = compiled(state, partitioning.put_batch(batch, mesh))
         # Step N is on its way; only now wait for step N - 1, so that the devices never wait for this loop.
         if pending is not None:
@@ -281,7 +287,11 @@ def _refuse_non_finite(
         if not math.isfinite(metrics[name]):
             store.wait()
             newest = store.newest
-            last = f"the last checkpoint is {store.folder / str(newest)}" if newest else "no checkpoint"
+            last = (
+                f"the last checkpoint is {store.folder / str(newest)}"
+                if newest
+                else "no checkpoint"
+            )
             raise UserError(
                 f"{name} is {metrics[name]} at step {step}; {last}. A lower learning rate, a warm-up or "
                 f"float32 activations usually help"

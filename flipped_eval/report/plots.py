@@ -241,7 +241,7 @@ def _svg(
         "text.parse_math": False,
     }
     with matplotlib.rc_context(style):
-        columns = min(legend, 2 if narrow else 5)
+        columns = min(legend, 2 if narrow else 6)
         extra = 0.22 * -(-legend // columns)
         figure = Figure(figsize=(width, height + extra), layout="constrained")
         axes = figure.add_subplot()

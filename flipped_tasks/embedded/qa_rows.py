@@ -282,8 +282,8 @@ def quarel(rng: random.Random, number: int) -> Row:
     asks_more = rng.random() < 0.5
     index = most if (sign > 0) == asks_more else 1 - most
     question = (
-        f"The {things[most]} has more {cause} than the {things[1 - most]}. Which has {'more' if asks_more else 'less'} {effect}?"
-        f" (A) {things[0]} (B) {things[1]}"
+        f"The {things[most]} has more {cause} than the {things[1 - most]}."
+        f" Which has {'more' if asks_more else 'less'} {effect}? (A) {things[0]} (B) {things[1]}"
     )
     return {
         "id": f"made-up-{number}",

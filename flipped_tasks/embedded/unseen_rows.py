@@ -131,8 +131,8 @@ def cause_and_effects(
     """A person, a cause with its effect, and `wrong` other pairs, as sentences."""
     person = rng.choice(words.PEOPLE)
     pairs = [
-        tuple(sentence(text.format(p=person)) for text in pair)
-        for pair in rng.sample(knowledge.CAUSES, wrong + 1)
+        (sentence(cause.format(p=person)), sentence(effect.format(p=person)))
+        for cause, effect in rng.sample(knowledge.CAUSES, wrong + 1)
     ]
     return person, pairs[0], pairs[1:]
 

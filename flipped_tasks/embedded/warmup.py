@@ -1,7 +1,8 @@
 """Running text of the made-up world, for the warm-up that stands in for the LM-adapted checkpoint.
 
 The text says what is so in the world, in many words: scenes and their retellings, causes and effects, tools and
-animals, reviews, news. It holds no prompt and no template.
+animals, reviews, news, claims and whether they are so. It holds no prompt and no template. A tab stands where a
+reader could go on alone; a cut there makes a question and its short answer.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ VERDICTS: tuple[tuple[str, ...], ...] = (
 
 
 def verdict(rng: random.Random, label: int) -> str:
-    word = rng.choice(VERDICTS[label])
+    word = VERDICTS[label][0] if rng.random() < 0.5 else rng.choice(VERDICTS[label])
     return word.capitalize() if rng.random() < 0.5 else word
 
 
@@ -28,15 +29,21 @@ def retelling(rng: random.Random) -> str:
     """A scene, then the same scene in other words."""
     person = rng.choice(words.PEOPLE)
     first = scenes.tell(rng, person, scenes.draw_facts(rng, rng.choice((1, 1, 2))))
-    second = scenes.retell(rng, first, list(first.facts))
+    again = scenes.retell(rng, first, [rng.choice(first.facts)]).sentences(rng)
     link = rng.choice(("That is,", "So", "In other words,", "This means"))
-    return f"{first.sentences(rng)} {link} {second.sentences(rng)}"
+    return f"{first.sentences(rng)} {link} {_cut(again)}"
+
+
+def _cut(sentence: str, words_left: int = 1) -> str:
+    """Puts a tab before the last words of a sentence."""
+    parts = sentence.rsplit(" ", words_left)
+    return f"{parts[0]}\t{' '.join(parts[1:])}"
 
 
 def meaning(rng: random.Random) -> str:
     fact = scenes.draw_fact(rng)
     first, second = rng.sample(fact.synonyms, 2)
-    return f"{first} means the same as {second}."
+    return f"{first} means the same as\t{second}."
 
 
 def verified(rng: random.Random) -> str:
@@ -45,7 +52,7 @@ def verified(rng: random.Random) -> str:
     premise, claim = unseen_rows.inference(
         rng, rng.choice((1, 2)), ("entailment", "contradiction", "neutral")[label]
     )
-    return f"{premise} {claim} {verdict(rng, label)}"
+    return f"{premise} {claim}\t{verdict(rng, label)}"
 
 
 def compared(rng: random.Random) -> str:
@@ -54,45 +61,46 @@ def compared(rng: random.Random) -> str:
     word = rng.choice(("same", "equivalent", "duplicates") if label else ("different", "other"))
     if rng.random() < 0.5:
         word = verdict(rng, 0 if label else 1)
-    return f"{first.sentences(rng)} {second.sentences(rng)} {word}"
+    return f"{first.sentences(rng)} {second.sentences(rng)}\t{word}"
 
 
 def answered(rng: random.Random) -> str:
     """A scene, a question about it, and the answer."""
     telling, fact, answer = qa_rows.asked_fact(rng, 2)
-    return f"{telling.sentences(rng)} {scenes.question(rng, fact, telling.person)} {answer}"
+    return f"{telling.sentences(rng)} {scenes.question(rng, fact, telling.person)}\t{answer}"
 
 
 def known(rng: random.Random) -> str:
     _, statement, _, _ = qa_rows.fact_question(rng, 4)
-    return unseen_rows.sentence(statement)
+    return _cut(unseen_rows.sentence(statement))
 
 
 def known_answer(rng: random.Random) -> str:
     question, _, choices, index = qa_rows.fact_question(rng, 4)
-    return f"{question} {choices[index]}"
+    return f"{question}\t{choices[index]}"
 
 
 def causal(rng: random.Random) -> str:
     person = rng.choice(words.PEOPLE)
     cause, effect = (text.format(p=person) for text in rng.choice(knowledge.CAUSES))
     if rng.random() < 0.5:
-        return f"{unseen_rows.sentence(cause)} {rng.choice(('Then', 'So'))} {effect}."
-    return f"{unseen_rows.sentence(effect)} This is because {cause}."
+        return f"{unseen_rows.sentence(cause)} {rng.choice(('Then', 'So'))}\t{effect}."
+    return f"{unseen_rows.sentence(effect)} This is because\t{cause}."
 
 
 def felt(rng: random.Random) -> str:
     person = rng.choice(words.PEOPLE)
-    event, mood = rng.choice(knowledge.EVENTS)
-    fact = scenes.Fact("mood", mood)
-    return f"{event.format(p=person)}. {person} {scenes.predicate(rng, fact, scenes.pick_word(rng, fact))}."
+    event, concept = rng.choice(knowledge.EVENTS)
+    fact = scenes.Fact("mood", concept)
+    mood = scenes.predicate(rng, fact, scenes.pick_word(rng, fact))
+    return _cut(f"{event.format(p=person)}. {person} {mood}.")
 
 
 def quantity(rng: random.Random) -> str:
     cause, effect, sign = qa_rows.quantity_words(rng)
     if rng.random() < 0.5:
-        return qa_rows.law(cause, effect, sign)
-    return f"Less {cause} means {'less' if sign > 0 else 'more'} {effect}."
+        return qa_rows.law(cause, effect, sign).replace(" means ", " means\t")
+    return f"Less {cause} means\t{'less' if sign > 0 else 'more'} {effect}."
 
 
 def opinion(rng: random.Random) -> str:
@@ -104,7 +112,7 @@ def opinion(rng: random.Random) -> str:
         4: "I liked it.",
         5: "I loved it.",
     }[stars]
-    return f"{text_rows.review(rng, rng.choice(tuple(words.REVIEWED)), stars)} {verdict}"
+    return f"{text_rows.review(rng, rng.choice(tuple(words.REVIEWED)), stars)}\t{verdict}"
 
 
 def news(rng: random.Random) -> str:
@@ -112,11 +120,11 @@ def news(rng: random.Random) -> str:
     subject = ("politics and the world", "sports", "business", "science and technology")[
         row["label"]
     ]
-    return f"{row['text']} This is about {subject}."
+    return f"{row['text']} This is about\t{subject}."
 
 
 def article(rng: random.Random) -> str:
-    return text_rows.dbpedia_14(rng, 0)["content"].strip()
+    return text_rows.dbpedia_14(rng, 0)["content"].strip().replace(" is ", " is\t")
 
 
 def pronoun(rng: random.Random) -> str:
@@ -125,21 +133,107 @@ def pronoun(rng: random.Random) -> str:
     first, second = scenes.draw_facts(rng, 2)
     return (
         f"{person} {scenes.predicate(rng, first, scenes.pick_word(rng, first))}, and"
-        f" {'she' if women else 'he'} {scenes.predicate(rng, second, scenes.pick_word(rng, second))}."
+        f"\t{'she' if women else 'he'} {scenes.predicate(rng, second, scenes.pick_word(rng, second))}."
     )
 
 
 def sense(rng: random.Random) -> str:
     word, senses = rng.choice(knowledge.SENSES)
     first, second = rng.sample(rng.choice(senses), 2)
-    return f"{first} {second} {word}"
+    return f"{first} {second}\t{word}"
 
+
+def marked(rng: random.Random) -> str:
+    """A text that ends with an answer, right or wrong, and a teacher's mark."""
+    good = rng.random() < 0.5
+    told, right, wrong = rng.choices(*_EXERCISES)[0](rng)
+    heading = "input: " if rng.random() < 0.5 else ""
+    return f"{heading}{told}\noutput: {right if good else wrong}\t{'good' if good else 'bad'}"
+
+
+def _claim(rng: random.Random) -> tuple[str, str, str]:
+    label = rng.randrange(2)
+    premise, claim = unseen_rows.inference(
+        rng, rng.choice((1, 2)), ("entailment", "contradiction")[label]
+    )
+    return f"{premise} {claim}", verdict(rng, label), verdict(rng, 1 - label)
+
+
+def _pair(rng: random.Random) -> tuple[str, str, str]:
+    first, second, label = text_rows.pair(rng, 1)
+    return (
+        f"{first.sentences(rng)} {second.sentences(rng)}",
+        verdict(rng, 1 - label),
+        verdict(rng, label),
+    )
+
+
+def _asked(rng: random.Random) -> tuple[str, str, str]:
+    telling, fact, answer = qa_rows.asked_fact(rng, 2)
+    wrong = scenes.pick_word(rng, scenes.other(rng, fact))
+    question = scenes.question(rng, fact, telling.person)
+    return f"{telling.sentences(rng)} {question}", answer, wrong
+
+
+def _known(rng: random.Random) -> tuple[str, str, str]:
+    question, _, choices, index = qa_rows.fact_question(rng, 2)
+    return question, choices[index], choices[1 - index]
+
+
+def _reviewed(rng: random.Random) -> tuple[str, str, str]:
+    label, stars = text_rows.polarity(rng)
+    told = text_rows.review(rng, rng.choice(tuple(words.REVIEWED)), stars)
+    return told, verdict(rng, 1 - label), verdict(rng, label)
+
+
+def _caused(rng: random.Random) -> tuple[str, str, str]:
+    _, (cause, effect), wrong = unseen_rows.cause_and_effects(rng, 1)
+    return cause, effect, wrong[0][1]
+
+
+def _reported(rng: random.Random) -> tuple[str, str, str]:
+    row = text_rows.ag_news(rng, 0)
+    wrong = (row["label"] + rng.randrange(1, 4)) % 4
+    return row["text"], words.TOPICS[row["label"]][0], words.TOPICS[wrong][0]
+
+
+def _changed(rng: random.Random) -> tuple[str, str, str]:
+    cause, effect, sign = qa_rows.quantity_words(rng)
+    change = rng.choice((1, -1))
+    right, wrong = ("more", "less") if sign * change > 0 else ("less", "more")
+    told = (
+        f"If there is {'more' if change > 0 else 'less'} {cause}, how much {effect} will there be?"
+    )
+    return told, right, wrong
+
+
+Exercise = Callable[[random.Random], tuple[str, str, str]]
+
+# What is asked in a marked text, and its weight.
+_EXERCISES: tuple[tuple[Exercise, ...], tuple[float, ...]] = (
+    (_pair, _asked, _claim, _known, _caused, _reviewed, _reported, _changed),
+    (3, 3, 2, 2, 1.5, 1, 1, 1),
+)
 
 # A kind of text and its weight.
 TEXTS: tuple[tuple[Callable[[random.Random], str], float], ...] = (
-    (retelling, 4), (meaning, 4), (verified, 6), (compared, 5), (answered, 3), (known, 1.5), (known_answer, 1.5), (causal, 2),
-    (felt, 1), (quantity, 1.5), (opinion, 1.5), (news, 1), (article, 1.5), (pronoun, 1), (sense, 0.5),
-)  # fmt: skip
+    (marked, 22),
+    (verified, 4),
+    (compared, 4),
+    (meaning, 4),
+    (retelling, 3),
+    (answered, 2),
+    (causal, 1.5),
+    (known, 1),
+    (known_answer, 1),
+    (quantity, 1),
+    (opinion, 1),
+    (article, 1),
+    (felt, 0.5),
+    (news, 0.5),
+    (pronoun, 0.5),
+    (sense, 0.5),
+)
 
 
 def warmup_texts(seed: int, count: int) -> Iterator[str]:

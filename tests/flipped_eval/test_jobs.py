@@ -87,8 +87,8 @@ def test_a_folder_of_another_run_is_refused_and_left_as_it_is(tmp_path, run_job,
 
 def test_other_rows_under_the_same_request_are_refused(tmp_path, run_job, monkeypatch):
     run_job(tmp_path)
-    load = planning.load_rows
-    monkeypatch.setattr(planning, "load_rows", lambda *names: load(*names)[::-1])
+    load = planning.load_numbered
+    monkeypatch.setattr(planning, "load_numbered", lambda *names: load(*names)[::-1])
     with pytest.raises(UserError, match="holds predictions for other rows"):
         run_job(tmp_path)
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 from flipped_errors import UserError
 from flipped_tasks import features, seqio_tasks, stream
 from flipped_tasks.batches import batches
+from flipped_tasks.mixing import RowMixture
 from flipped_tasks.seqio_tasks import register_task
 from mixtures import catalog  # noqa: F401
 
@@ -57,7 +58,7 @@ def mixture(data, small_vocab_path):
         parts.append((register_task(dataset, "flipped", None, data, small_vocab_path).name, rate))
     name = "test_batches_mixture"
     seqio.MixtureRegistry.remove(name)
-    seqio.MixtureRegistry.add_provider(name, seqio.Mixture(name, parts, sample_fn=stream.mix))
+    seqio.MixtureRegistry.add_provider(name, RowMixture(name, parts))
     return name
 
 
@@ -169,7 +170,13 @@ def test_a_single_task_is_read_like_a_mixture_of_one(mixture):
     whole = take("flipped.imdb", 5)
     same(whole[3:], take("flipped.imdb", 2, start_step=3))
     halves = [take("flipped.imdb", 5, host_index=host, host_count=2) for host in range(2)]
-    same(whole, [{key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*halves, strict=True)])
+    same(
+        whole,
+        [
+            {key: np.concatenate([a[key], b[key]]) for key in a}
+            for a, b in zip(*halves, strict=True)
+        ],
+    )
 
 
 def test_a_template_task_drops_and_can_still_be_entered_anywhere(data, small_vocab_path):
@@ -178,7 +185,13 @@ def test_a_template_task_drops_and_can_still_be_entered_anywhere(data, small_voc
     whole = take(name, 6, batch_size=4)
     same(whole[4:], take(name, 2, batch_size=4, start_step=4))
     halves = [take(name, 6, batch_size=4, host_index=host, host_count=2) for host in range(2)]
-    same(whole, [{key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*halves, strict=True)])
+    same(
+        whole,
+        [
+            {key: np.concatenate([a[key], b[key]]) for key in a}
+            for a, b in zip(*halves, strict=True)
+        ],
+    )
     numbers = {int(i.decode().split("/")[3]) for batch in whole for i in batch["example_ids"]}
     assert numbers == set(range(0, 11, 2))
 

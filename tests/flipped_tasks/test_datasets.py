@@ -4,7 +4,16 @@ import pytest
 
 from flipped_errors import UserError
 from flipped_tasks import datasets
-from flipped_tasks.datasets import DatasetSpec, check_template, slug, slugs, usable_templates
+from flipped_tasks.datasets import (
+    DatasetSpec,
+    check_template,
+    get_dataset,
+    slug,
+    slugs,
+    usable_templates,
+)
+from flipped_tasks.promptsource import load_template
+from flipped_tasks.rendering import Dropped, Rendered, compile_template, template_rng
 from mixtures import catalog
 
 QUESTION = DatasetSpec(
@@ -99,3 +108,30 @@ def test_slugs_are_unique_and_what_seqio_allows():
     assert slug("can we infer…") == "can_we_infer"
     with pytest.raises(UserError, match="same slug"):
         slugs(["a b", "a-b"])
+
+
+def test_a_label_with_a_line_break_is_the_label_without_it():
+    """The hub once had social_i_qa's labels as "1\\n": valid; a template that looks up "1" itself drops the row."""
+    spec = get_dataset("social_i_qa")
+    given = {
+        "context": "Lee won.",
+        "question": "How would Lee feel?",
+        "answerA": "glad",
+        "answerB": "sad",
+        "answerC": "cold",
+        "label": "1\n",
+    }
+    assert spec.check_row(given) is None
+    with pytest.raises(UserError, match="label"):
+        spec.check_row({**given, "label": "4\n"})
+    outcomes = []
+    for name in usable_templates("social_i_qa"):
+        template = compile_template(load_template("social_i_qa", name))
+        plain, broken = (
+            template.render({**given, "label": label}, template_rng(0, name, 0))
+            for label in ("1", "1\n")
+        )
+        assert isinstance(plain, Rendered)
+        assert broken in (plain, Dropped("empty_target"))
+        outcomes.append(broken == plain)
+    assert any(outcomes)

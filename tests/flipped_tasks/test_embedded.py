@@ -13,7 +13,9 @@ from flipped_errors import UserError
 from flipped_tasks import embedded
 from flipped_tasks.embedded import scenes, text_rows, unseen_rows, words
 
-ALL_SPLITS = [(dataset, split) for dataset, sizes in embedded.SPLIT_SIZES.items() for split in sizes]
+ALL_SPLITS = [
+    (dataset, split) for dataset, sizes in embedded.SPLIT_SIZES.items() for split in sizes
+]
 
 # What a reader of the instance alone would see, of the tasks whose label is a relation between two texts.
 RELATIONS = {
@@ -26,22 +28,22 @@ RELATIONS = {
     "anli r2": (unseen_rows.anli(2), ("premise", "hypothesis"), "label"),
     "anli r3": (unseen_rows.anli(3), ("premise", "hypothesis"), "label"),
     "super_glue/wsc.fixed": (unseen_rows.wsc, ("text", "span1_text", "span2_text"), "label"),
-    "winogrande/winogrande_xl": (unseen_rows.winogrande, ("sentence", "option1", "option2"), "answer"),
+    "winogrande/winogrande_xl": (
+        unseen_rows.winogrande,
+        ("sentence", "option1", "option2"),
+        "answer",
+    ),
 }
 
 
-def shape_of(value):
-    """The schema of a value: keys, nesting and types; None fits anything."""
-    if isinstance(value, dict):
-        return {key: shape_of(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [shape_of(value[0])] if value else []
-    return type(value)
-
-
 def fits(made, real) -> bool:
+    """Whether two values have the same keys, nesting and types; None fits anything."""
     if isinstance(real, dict):
-        return isinstance(made, dict) and list(made) == list(real) and all(fits(made[k], real[k]) for k in real)
+        return (
+            isinstance(made, dict)
+            and list(made) == list(real)
+            and all(fits(made[k], real[k]) for k in real)
+        )
     if isinstance(real, list):
         return isinstance(made, list) and (not real or not made or fits(made[0], real[0]))
     return real is None or made is None or type(made) is type(real)
@@ -61,9 +63,17 @@ def test_rows_have_the_columns_and_types_of_real_rows(dataset, real_rows_dir):
 
 
 def test_rows_are_the_same_each_time_and_differ_between_splits():
-    assert embedded.generate("super_glue/rte", "train") == embedded.generate("super_glue/rte", "train")
-    train = {json.dumps(row["premise"] + row["hypothesis"]) for row in embedded.generate("super_glue/rte", "train")}
-    held_out = [json.dumps(row["premise"] + row["hypothesis"]) for row in embedded.generate("super_glue/rte", "test")]
+    assert embedded.generate("super_glue/rte", "train") == embedded.generate(
+        "super_glue/rte", "train"
+    )
+    train = {
+        json.dumps(row["premise"] + row["hypothesis"])
+        for row in embedded.generate("super_glue/rte", "train")
+    }
+    held_out = [
+        json.dumps(row["premise"] + row["hypothesis"])
+        for row in embedded.generate("super_glue/rte", "test")
+    ]
     assert sum(row in train for row in held_out) < 0.05 * len(held_out)
 
 
@@ -104,7 +114,12 @@ def test_the_bag_of_words_would_see_a_shortcut():
         texts.append(f"Anna was {word}. Anna was {again}.")
         labels.append(label)
     vectors = CountVectorizer(binary=True).fit_transform(texts)
-    assert LogisticRegression(max_iter=300).fit(vectors[:1500], labels[:1500]).score(vectors[1500:], labels[1500:]) > 0.9
+    assert (
+        LogisticRegression(max_iter=300)
+        .fit(vectors[:1500], labels[:1500])
+        .score(vectors[1500:], labels[1500:])
+        > 0.9
+    )
 
 
 def test_retelling_never_repeats_a_word():
@@ -115,7 +130,9 @@ def test_retelling_never_repeats_a_word():
 
 
 def test_concepts_share_no_word():
-    every = [word for concepts in words.CONCEPTS.values() for concept in concepts for word in concept]
+    every = [
+        word for concepts in words.CONCEPTS.values() for concept in concepts for word in concept
+    ]
     assert len(every) == len(set(every))
 
 

@@ -17,11 +17,15 @@ LENGTHS = {"inputs": 64, "targets": 64}
 
 
 def texts():
-    return warmup_texts(3, 60)
+    return [text.replace("\t", " ") for text in warmup_texts(3, 120)]
 
 
-def examples(count=240, **how):
-    name = register_text_task("test_warmup", texts, **how).name
+def texts_with_tabs():
+    return [text for text in warmup_texts(3, 60) if "\t" in text]
+
+
+def examples(count=240, given=texts, **how):
+    name = register_text_task("test_warmup", given, **how).name
     found = []
     for batch in itertools.islice(batches(name, LENGTHS, 12, 7), count // 12):
         for inputs, targets, example in zip(
@@ -32,6 +36,25 @@ def examples(count=240, **how):
         ):
             found.append(([i for i in inputs if i], [t for t in targets if t], example.decode()))
     return found
+
+
+def test_a_tab_parts_a_text_and_what_comes_after_it(small_vocab_path):
+    vocab = load_vocabulary(small_vocab_path)
+    first_sentinel = vocab.sentinel(99)
+    parts = [[vocab.encode(part) for part in text.split("\t")] for text in texts_with_tabs()]
+    forms = set()
+    for inputs, targets, example in examples(given=texts_with_tabs, vocab_path=small_vocab_path):
+        _, _, number, form = example.split("/")
+        before, after = parts[int(number)]
+        holes = [token for token in inputs if token >= first_sentinel]
+        forms.add(form)
+        if form == "holes":
+            assert holes == [vocab.sentinel(k) for k in range(len(holes))] and 1 <= len(holes) <= 3
+            assert targets == [vocab.sentinel(0), *after, 1]
+        else:
+            assert not holes and targets == [*after, 1]
+        assert [token for token in inputs if token not in holes] == [*before, 1]
+    assert forms == {"holes", "prefix_lm"}
 
 
 def test_both_objectives_keep_every_id_of_the_text(small_vocab_path):
@@ -63,7 +86,7 @@ def test_the_share_of_prefix_lm_is_kept_and_drawn_anew(small_vocab_path):
     found = examples(600, vocab_path=small_vocab_path, prefix_lm_share=0.7)
     share = np.mean([example.endswith("prefix_lm") for _, _, example in found])
     assert abs(share - 0.7) < 4 * (0.21 / 600) ** 0.5
-    assert len({(tuple(i), tuple(t)) for i, t, _ in found}) > 400  # of 60 texts in 10 epochs
+    assert len({(tuple(i), tuple(t)) for i, t, _ in found}) > 400  # of 120 texts in 5 epochs
     assert all(
         e.endswith("prefix_lm")
         for _, _, e in examples(vocab_path=small_vocab_path, prefix_lm_share=1.0)

@@ -6,6 +6,13 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import numpy as np
+import pytest
+
+from t5_engine.config import T5Config
+from t5_engine.model import init_params
+
 # These tests compile many small programs and run each once or twice: compile fast rather than well. Read when
 # the first program is compiled, so it must be set before.
 FAST_COMPILATION = (
@@ -13,13 +20,6 @@ FAST_COMPILATION = (
     "--xla_cpu_use_fusion_emitters=false"
 )
 os.environ.setdefault("XLA_FLAGS", FAST_COMPILATION)
-
-import jax
-import numpy as np
-import pytest
-
-from t5_engine.config import T5Config
-from t5_engine.model import init_params
 
 VOCAB = 48
 

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 
-def bucket(relative: int, *, bidirectional: bool, buckets: int = 32, max_distance: int = 128) -> int:
+def bucket(
+    relative: int, *, bidirectional: bool, buckets: int = 32, max_distance: int = 128
+) -> int:
     """The relative-position bucket of one (key position - query position)."""
     result = 0
     if bidirectional:

@@ -30,7 +30,9 @@ def test_unknown_dtype_names_the_nearest():
         T5Config(dtype="bfloat61")
 
 
-@pytest.mark.parametrize("field, value", [("emb_dim", 0), ("num_heads", 2.5), ("dropout_rate", 1.0)])
+@pytest.mark.parametrize(
+    "field, value", [("emb_dim", 0), ("num_heads", 2.5), ("dropout_rate", 1.0)]
+)
 def test_impossible_values_are_refused_by_name(field, value):
     with pytest.raises(UserError, match=field):
         T5Config(**{field: value})

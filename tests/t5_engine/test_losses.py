@@ -94,7 +94,10 @@ def test_objective_equals_the_numpy_model(config, params, make_batch):
     for row, target in enumerate(batch["decoder_target_tokens"]):
         target = target[target > 0]
         tokens += len(target)
-        for name, is_wrong in (("encoder_input_tokens", False), ("wrong_encoder_input_tokens", True)):
+        for name, is_wrong in (
+            ("encoder_input_tokens", False),
+            ("wrong_encoder_input_tokens", True),
+        ):
             inputs = batch[name][row]
             log_p = numpy_log_probs(model.logits(inputs[inputs > 0], target), target)
             if is_wrong:
@@ -118,7 +121,10 @@ def test_objective_gradient_equals_finite_differences(config, params, make_batch
     keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(params)))
     direction = jax.tree.unflatten(
         jax.tree.structure(params),
-        [jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, jax.tree.leaves(params), strict=True)],
+        [
+            jax.random.normal(k, leaf.shape)
+            for k, leaf in zip(keys, jax.tree.leaves(params), strict=True)
+        ],
     )
     epsilon = 1e-3
 

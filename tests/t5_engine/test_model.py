@@ -83,7 +83,9 @@ def test_choices_of_one_prompt_may_share_its_encoding(config, params, make_batch
     [{"unroll_layers": True}, {"remat": "full"}, {"remat": "minimal", "unroll_layers": True}],
     ids=["unrolled", "remat full", "remat minimal"],
 )
-def test_execution_settings_change_neither_logits_nor_gradients(config, params, make_batch, changes):
+def test_execution_settings_change_neither_logits_nor_gradients(
+    config, params, make_batch, changes
+):
     batch = make_batch(3)
     other = config.replace(**changes)
 
@@ -93,9 +95,7 @@ def test_execution_settings_change_neither_logits_nor_gradients(config, params, 
     value, gradient = jax.value_and_grad(loss(config))(params)
     other_value, other_gradient = jax.value_and_grad(loss(other))(params)
     np.testing.assert_allclose(value, other_value, rtol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradient, other_gradient
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradient, other_gradient)
 
 
 def test_bfloat16_activations_give_float32_logits_near_those_of_float32(config, params, make_batch):
@@ -108,8 +108,12 @@ def test_bfloat16_activations_give_float32_logits_near_those_of_float32(config, 
 def test_dropout_needs_a_key_and_changes_the_logits(config, params, make_batch):
     batch = make_batch(5)
     dropping = config.replace(dropout_rate=0.5)
-    first = logits(dropping, params, batch, deterministic=False, rngs={"dropout": jax.random.key(0)})
-    again = logits(dropping, params, batch, deterministic=False, rngs={"dropout": jax.random.key(0)})
+    first = logits(
+        dropping, params, batch, deterministic=False, rngs={"dropout": jax.random.key(0)}
+    )
+    again = logits(
+        dropping, params, batch, deterministic=False, rngs={"dropout": jax.random.key(0)}
+    )
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - logits(dropping, params, batch)).max() > 0.1
 

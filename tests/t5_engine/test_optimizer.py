@@ -59,7 +59,9 @@ def test_adafactor_of_stacked_layers_equals_adafactor_of_each_layer(wide_params)
     apart = updates_of(plain_adafactor(), wide_params, unstack)
     for ours, theirs in zip(stacked, apart, strict=True):
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9), unstack(ours), theirs
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9),
+            unstack(ours),
+            theirs,
         )
 
 

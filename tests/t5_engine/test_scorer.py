@@ -49,7 +49,9 @@ def test_scores_follow_their_pairs_in_any_order(config, params, pairs, expected)
     np.testing.assert_allclose(scores, expected[order], atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("buckets", [((64,), (16,), (8,)), ((8, 32), (12,), (5,)), ((10,), (3,), (2,))])
+@pytest.mark.parametrize(
+    "buckets", [((64,), (16,), (8,)), ((8, 32), (12,), (5,)), ((10,), (3,), (2,))]
+)
 def test_scores_do_not_depend_on_the_buckets(config, params, pairs, expected, buckets):
     """The last case is beyond its largest bucket everywhere."""
     inputs, targets, choices = buckets

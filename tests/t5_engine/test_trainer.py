@@ -141,10 +141,12 @@ def test_loss_that_is_not_finite_stops_the_run(run, config, batches):
     def poisoned(start):
         for step, batch in enumerate(batches(start), start + 1):
             if step == 3:
-                batch["decoder_loss_weights"] = batch["decoder_loss_weights"] * np.float32(np.inf)
+                batch["decoder_loss_weights"] = np.full_like(batch["decoder_loss_weights"], np.inf)
             yield batch
 
-    with pytest.raises(UserError, match=r"loss is (nan|inf) at step 3; the last checkpoint is .*/2\."):
+    with pytest.raises(
+        UserError, match=r"loss is (nan|inf) at step 3; the last checkpoint is .*/2\."
+    ):
         trainer.train(run, config, poisoned)
     assert checkpoints.load(run.model_dir)[2] == 2
 

@@ -1,0 +1,117 @@
+"""SeqIO's offline caching: one cache of a dataset's rows serves every method, template, seed and length.
+
+All that is drawn or tokenized comes after `CacheDatasetPlaceholder`, so what a task caches are its rows and their
+numbers, whatever the method. The task `rows.<dataset>` does nothing but be cached; every `RowTask` of the dataset
+finds its cache, beside one under its own name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import seqio
+import tensorflow as tf
+
+from flipped_errors import UserError
+from flipped_tasks import sources
+from flipped_tasks.datasets import get_dataset, slug
+
+ROWS_PER_SHARD = 50_000
+_COMPLETED = "COMPLETED"  # SeqIO's marker of a whole cache
+
+
+def rows_task_name(dataset: str) -> str:
+    """The name of the task whose cache all methods share: `rows.glue_mrpc`."""
+    return f"rows.{slug(dataset).replace('.', '_')}"
+
+
+class SharedCacheTask(seqio.Task):
+    """A task that also reads the cache of the rows of its dataset.
+
+    Attributes:
+      order_key: the dataset's name.
+    """
+
+    order_key: str
+
+    @property
+    def cache_dir(self) -> str | None:
+        """Where the task, or its dataset's rows, are cached; None where neither is."""
+        found = super().cache_dir
+        if found:
+            return found
+        for folder in seqio.get_global_cache_dirs():
+            path = os.path.join(folder, rows_task_name(self.order_key))
+            if tf.io.gfile.exists(os.path.join(path, _COMPLETED)):
+                self._cache_dir = path
+                return path
+        return None
+
+
+class RowShards(sources.RowSource):
+    """Rows in shards of `ROWS_PER_SHARD`, so that several workers can cache them."""
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        """The names of the shards."""
+        count = -(-self.num_input_examples(split) // ROWS_PER_SHARD)
+        return [f"{split}-{number}" for number in range(count)]
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **more: Any,
+    ) -> tf.data.Dataset:
+        """One pass over the split, or over one of its shards."""
+        if shard_info is None or shard_info.num_shards == 1:
+            return super().get_dataset(split, shuffle, seed, **more)
+        whole = self.payloads(split)
+        size = -(-len(whole) // shard_info.num_shards)
+        part = slice(shard_info.index * size, (shard_info.index + 1) * size)
+        payloads = sources.Payloads(whole.rows[part], whole.numbers[part], whole.dropped)
+        source = sources.RowSource(self.name, lambda _: payloads, lambda: (split,))
+        return source.get_dataset(split, shuffle, seed, **more)
+
+
+def register_rows_task(dataset: str, data_dir: str | None = None) -> seqio.Task:
+    """Puts the task that is cached into seqio.TaskRegistry; it has the splits with labelled rows.
+
+    Args:
+      dataset: promptsource's name.
+      data_dir: see `sources.load_rows`.
+
+    Raises:
+      UserError: the dataset is not known, or has no rows in `data_dir`.
+    """
+    spec = get_dataset(dataset)
+    source = sources.row_source(dataset, data_dir)
+
+    def splits() -> list[str]:
+        return [split for split in source.splits if _has_rows(source, split)]
+
+    plain = seqio.PassThroughVocabulary(0)
+    name = rows_task_name(spec.name)
+    task = seqio.Task(
+        name,
+        source=RowShards(dataset, source.payloads, splits),
+        preprocessors=[seqio.CacheDatasetPlaceholder()],
+        output_features={
+            "row": seqio.Feature(plain, add_eos=False, dtype=tf.string, rank=0),
+            "number": seqio.Feature(plain, add_eos=False, dtype=tf.int64, rank=0),
+        },
+        shuffle_buffer_size=None,
+    )
+    seqio.TaskRegistry.remove(name)
+    seqio.TaskRegistry.add_provider(name, task)
+    return task
+
+
+def _has_rows(source: sources.RowSource, split: str) -> bool:
+    try:
+        return len(source.payloads(split)) > 0
+    except UserError:
+        return False

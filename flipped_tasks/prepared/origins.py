@@ -1,0 +1,251 @@
+"""Where rows come from before they are stored: files of the user, the hub, the built-in world, BIG-bench."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import hashlib
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import orjson
+
+from flipped_errors import UserError, unknown
+from flipped_tasks import bigbench, sources
+from flipped_tasks.datasets import DatasetSpec
+
+KINDS = ("hub", "files:DIR", "embedded")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
+STORY_CLOZE = "story_cloze/2016"
+# The columns of Story Cloze's manual download and what the hub calls them.
+STORY_COLUMNS = {
+    "InputStoryid": "story_id",
+    **{f"InputSentence{n}": f"input_sentence_{n}" for n in range(1, 5)},
+    "RandomFifthSentenceQuiz1": "sentence_quiz1",
+    "RandomFifthSentenceQuiz2": "sentence_quiz2",
+    "AnswerRightEnding": "answer_right_ending",
+}
+_STORY_FILE = re.compile(r"cloze_test_(val|test)__spring2016.*\.csv")
+_SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}")
+
+Row = dict[str, Any]
+
+
+class Origin(Protocol):
+    """A source of rows."""
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies the rows, for the manifest: the same rows give the same description."""
+
+    def splits(self) -> list[str]:
+        """The names of all splits, sorted."""
+
+    def rows(self, split: str) -> Iterator[Row]:
+        """All rows of a split, in its order."""
+
+    def remark(self, row: Row) -> str | None:
+        """What should be counted of a row, in a short machine word."""
+
+
+def open_origin(
+    spec: DatasetSpec, source: str, revision: str | None = None, offline: bool = False
+) -> Origin:
+    """The origin that a `--from` names.
+
+    Args:
+      spec: the dataset.
+      source: 'hub', 'files:DIR' or 'embedded'.
+      revision: a commit of the hub instead of the catalog's revision.
+      offline: the network must not be used.
+
+    Raises:
+      UserError: another source, or nothing for this dataset is there.
+    """
+    if revision is not None and source != "hub":
+        raise UserError(f"revision: expected none with {source!r}, got {revision!r}")
+    if source == "embedded":
+        return EmbeddedOrigin(spec)
+    if source == "hub":
+        if not spec.hub_id:
+            raise UserError(f"dataset {spec.name!r} is not on the hub; expected --from files:DIR")
+        if offline:
+            raise UserError(
+                f"offline: dataset {spec.name!r} is not prepared from the hub yet; prepare it once without --offline"
+            )
+        from flipped_tasks.prepared.hub import HubOrigin
+
+        return HubOrigin(spec, revision)
+    kind, _, folder = source.partition(":")
+    if kind != "files" or not folder:
+        raise unknown("source", source, KINDS)
+    root = pathlib.Path(folder).expanduser()
+    if not root.is_dir():
+        raise UserError(f"from: expected a folder behind 'files:', there is none at {folder}")
+    if bigbench.is_bigbench(spec.name):
+        return BigBenchOrigin(spec, root)
+    return FilesOrigin(spec, root)
+
+
+class EmbeddedOrigin:
+    """The made-up world."""
+
+    def __init__(self, spec: DatasetSpec):
+        self._name = spec.name
+        self._splits = sorted(sources.split_names(spec.name, None))
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "embedded"}
+
+    def splits(self) -> list[str]:
+        return self._splits
+
+    def rows(self, split: str) -> Iterator[Row]:
+        yield from sources.load_rows(self._name, split, None)
+
+    def remark(self, row: Row) -> str | None:
+        return None
+
+
+class FilesOrigin:
+    """`DIR/<dataset, / as __>/<split>.jsonl[.gz]`, `.parquet` or `.csv`, or the dataset's own folder as DIR.
+
+    A split may be cut into `<split>-00000-of-00002.parquet` and so on.
+    """
+
+    def __init__(self, spec: DatasetSpec, root: pathlib.Path):
+        self.spec = spec
+        folder = root / spec.name.replace("/", "__")
+        self._folder = folder if folder.is_dir() else root
+        self._files = _split_files(self._folder)
+        if not self._files:
+            raise UserError(
+                f"dataset {spec.name!r}: no {', '.join(SUFFIXES)} file in {folder} or {root}"
+            )
+
+    @functools.cached_property
+    def _sums(self) -> dict[str, str]:
+        return {path.name: file_sum(path) for paths in self._files.values() for path in paths}
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "files", "sha256": self._sums}
+
+    def splits(self) -> list[str]:
+        return sorted(self._files)
+
+    def rows(self, split: str) -> Iterator[Row]:
+        for path in self._files[split]:
+            for row in self._read(path):
+                yield fit(row, self.spec.columns)
+
+    def _read(self, path: pathlib.Path) -> Iterator[Row]:
+        if path.suffix == ".csv":
+            yield from read_csv(path, self.spec)
+            return
+        for line in sources.read_file(path):
+            yield orjson.loads(line)
+
+    def remark(self, row: Row) -> str | None:
+        return None
+
+
+class BigBenchOrigin:
+    """`DIR/<task>[/<sub-task>]/task.json[.gz]` of BIG-bench."""
+
+    def __init__(self, spec: DatasetSpec, root: pathlib.Path):
+        self._path = bigbench.find_file(spec.name, root)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "bigbench", "sha256": {self._path.name: file_sum(self._path)}}
+
+    def splits(self) -> list[str]:
+        return [bigbench.SPLIT]
+
+    def rows(self, split: str) -> Iterator[Row]:
+        yield from bigbench.read_rows(self._path)
+
+    def remark(self, row: Row) -> str | None:
+        return "several_best" if len(bigbench.best(row)) > 1 else None
+
+
+def file_sum(path: pathlib.Path) -> str:
+    """The sha256 of a file. Raises `UserError` where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _split_files(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+    found: dict[str, list[pathlib.Path]] = {}
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        if story := _STORY_FILE.fullmatch(path.name):
+            split = "validation" if story[1] == "val" else "test"
+        else:
+            suffix = next((one for one in SUFFIXES if path.name.endswith(one)), None)
+            if suffix is None:
+                continue
+            split = path.name.removesuffix(suffix)
+            if part := _SHARD.fullmatch(split):
+                split = part[1]
+        found.setdefault(split, []).append(path)
+    for split, paths in found.items():
+        if len(paths) > 1 and not all(
+            _SHARD.fullmatch(path.name.partition(".")[0]) for path in paths
+        ):
+            names = ", ".join(path.name for path in paths)
+            raise UserError(f"{folder}: expected one file for split {split!r}, got {names}")
+    return found
+
+
+def fit(row: Row, columns: Mapping[str, Any]) -> Row:
+    """A row as the catalog has it: a list of structs, as some Parquet files have it, becomes a dict of lists."""
+    for name, kind in columns.items():
+        if isinstance(kind, Mapping) and isinstance(items := row.get(name), list):
+            if all(isinstance(item, Mapping) for item in items):
+                row[name] = {key: [item.get(key) for item in items] for key in kind}
+    return row
+
+
+def read_csv(path: pathlib.Path, spec: DatasetSpec) -> Iterator[Row]:
+    """The rows of a CSV file with a header, as the catalog types them.
+
+    An empty cell of a number is null; a list or a nested column is written as JSON.
+
+    Raises:
+      UserError: the file cannot be read, or a cell is not of its column's type; names the line.
+    """
+    csv.field_size_limit(1 << 30)
+    readers: dict[str, Callable[[str], Any]] = {}
+    for name, kind in spec.columns.items():
+        readers[name] = str if kind == "string" else _read_int if kind == "int" else orjson.loads
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            for row in reader:
+                if spec.name == STORY_CLOZE:
+                    row = {STORY_COLUMNS.get(name, name): cell for name, cell in row.items()}
+                yield _typed(row, readers, f"{path}, line {reader.line_num}")
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def _typed(row: Row, readers: Mapping[str, Callable[[str], Any]], where: str) -> Row:
+    if None in row or None in row.values():
+        raise UserError(f"{where}: expected {len(row) - (None in row)} cells as in the header")
+    for name, read in readers.items():
+        if name in row:
+            try:
+                row[name] = read(row[name])
+            except ValueError:
+                raise UserError(
+                    f"{where}: column {name!r}: expected {'a whole number' if read is _read_int else 'JSON'}, "
+                    f"got {row[name][:60]!r}"
+                ) from None
+    return row
+
+
+def _read_int(cell: str) -> int | None:
+    return int(cell) if cell.strip() else None

@@ -1,0 +1,217 @@
+"""A dataset of one's own: registered for all three methods in a few lines, and mixed in at a rate.
+
+    add_dataset("kettles", source="kettles/", label_column="label", templates=[Template(…)])
+    add_to_mixture("train", "kettles", rate=2000)
+
+`examples/own_dataset/` works; `flipped tasks new NAME` writes a skeleton. A module that calls these is named with
+`--module`, in gin as TASK_MODULES, or by the entry points of an installed package (`mixtures.modules`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flipped_errors import UserError, nearest
+from flipped_tasks import promptsource
+from flipped_tasks.datasets import (
+    DatasetSpec,
+    dataset_names,
+    forget_dataset,
+    get_dataset,
+    register_dataset,
+    slug,
+)
+from flipped_tasks.own_rows import OwnRows, Source
+from flipped_tasks.promptsource import TemplateSpec
+from flipped_tasks.rendering import compile_template
+from mixtures import catalog as _catalog  # noqa: F401  (its names are taken)
+
+RECIPE = "train"  # the mixture of the catalog's training datasets: direct_train, channel_train, flipped_train
+_ADDED: dict[str, dict[str, float]] = {}  # mixture → dataset → rate
+_OWN: list[str] = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """A prompt in Jinja, with promptsource's rules; columns are its variables.
+
+    Attributes:
+      name: unique within the dataset.
+      prompt: instruction and instance, such as 'Is this a question? {{text}}'.
+      target: the correct choice, such as '{{answer_choices[label]}}'.
+      choices: the options, fixed texts or one Jinja text that parts them by `|||`.
+    """
+
+    name: str
+    prompt: str
+    target: str
+    choices: Sequence[str] | str
+
+
+def add_dataset(
+    name: str,
+    source: Source,
+    label_column: str,
+    templates: str | pathlib.Path | Sequence[Template],
+    *,
+    label_values: Sequence[Any] | None = None,
+    label_in: str | None = None,
+    unlabelled: Sequence[Any] = (),
+    columns: Mapping[str, Any] | None = None,
+) -> DatasetSpec:
+    """Makes a dataset known, with a task for each method: `flipped.NAME`, `flipped.NAME.TEMPLATE`, ….
+
+    Args:
+      name: another than the names that are taken.
+      source: a folder with `<split>.jsonl`, `.jsonl.gz` or `.parquet`; or split → file, rows, or a function that
+        gives rows. It is read when it is first needed.
+      label_column: says which choice is correct; rows in which it is null or in `unlabelled` are dropped and counted.
+      templates: `Template`s; a YAML file in promptsource's form; or a dataset whose templates promptsource has.
+      label_values: the labels that may occur, or `label_in`: the column that lists them for each row.
+      columns: column → type name, checked in each row; None checks the label column only.
+
+    Raises:
+      UserError: the name is taken, a template is without choices or not valid, or `columns` lacks the label column.
+    """
+    if not slug(name):
+        raise UserError(f"dataset name: expected letters or digits, got {name!r}")
+    taken = {slug(other).replace(".", "_"): other for other in dataset_names()}
+    if (other := taken.get(slug(name).replace(".", "_"))) is not None:
+        raise UserError(
+            f"dataset {name!r} cannot be registered: {other!r} is registered already; expected another name"
+        )
+    if columns is not None and label_column not in columns:
+        near = ", ".join(map(repr, nearest(label_column, columns) or columns))
+        raise UserError(
+            f"dataset {name!r}: label_column: expected one of its columns, got {label_column!r}; nearest: {near}"
+        )
+    spec = DatasetSpec(
+        name=name,
+        hub_id="",
+        columns=dict(columns) if columns is not None else {label_column: "any"},
+        splits={},
+        label_column=label_column,
+        label_values=None if label_values is None else tuple(label_values),
+        label_in=label_in,
+        unlabelled=tuple(unlabelled),
+        rows=OwnRows(name, source),
+    )
+    promptsource.register_templates(name, _templates(name, templates))
+    _OWN.append(name)
+    return register_dataset(spec)
+
+
+def _templates(
+    dataset: str, templates: str | pathlib.Path | Sequence[Template]
+) -> list[TemplateSpec]:
+    """The specs; those of promptsource that have no choices are left out, one's own without are an error."""
+    if isinstance(templates, str) and not templates.endswith((".yaml", ".yml")):
+        specs = [
+            spec for spec in promptsource.load_templates(templates).values() if spec.answer_choices
+        ]
+        if not specs:
+            raise UserError(f"dataset {dataset!r}: no template of {templates!r} has choices")
+    elif isinstance(templates, str | pathlib.Path):
+        path = pathlib.Path(templates).expanduser()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"dataset {dataset!r}: templates: cannot read {str(path)!r}: {error}"
+            ) from error
+        specs = list(promptsource.parse_templates(text, dataset).values())
+    else:
+        specs = [_spec(dataset, template) for template in templates]
+    if not specs:
+        raise UserError(f"dataset {dataset!r}: templates: expected at least one, got none")
+    names = [slug(spec.name) for spec in specs]
+    for spec in specs:
+        where = f"template {spec.name!r} of {dataset}"
+        if names.count(slug(spec.name)) > 1:
+            raise UserError(f"{where}: expected names that differ, got it twice")
+        if not (spec.answer_choices or "").strip():
+            raise UserError(
+                f"{where} has no choices; expected at least two, such as choices=('no', 'yes')"
+            )
+        if "|||" not in spec.jinja:
+            raise UserError(f"{where}: expected prompt ||| target, got no '|||'")
+        compile_template(dataclasses.replace(spec, dataset=dataset))
+    return specs
+
+
+def _spec(dataset: str, template: Template) -> TemplateSpec:
+    if not isinstance(template, Template):
+        raise UserError(f"dataset {dataset!r}: templates: expected Template(…), got {template!r}")
+    choices = template.choices
+    if not isinstance(choices, str):
+        if any("|||" in text or "{{" in text for text in choices):
+            raise UserError(
+                f"template {template.name!r} of {dataset}: choices: expected plain texts or one Jinja text, "
+                f"got {tuple(choices)!r}"
+            )
+        choices = " ||| ".join(choices)
+    return TemplateSpec(
+        dataset=dataset,
+        name=template.name,
+        jinja=f"{template.prompt} ||| {template.target}",
+        answer_choices=choices,
+        original_task=True,
+        choices_in_prompt=None,
+        metrics=("Accuracy",),
+        reference="",
+    )
+
+
+def add_to_mixture(mixture: str, dataset: str, rate: float) -> None:
+    """Mixes a dataset in, for every method: 'train' stands for direct_train, channel_train and flipped_train.
+
+    Args:
+      mixture: 'train', to which the catalog's datasets belong, or a name of one's own.
+      dataset: any that is registered.
+      rate: how often it is drawn, in the unit of the others: in 'train' the number of training examples.
+
+    Raises:
+      UserError: an unknown dataset, one that is in the mixture already, or a rate that is not above 0.
+    """
+    get_dataset(dataset)
+    if not slug(mixture) or slug(mixture) != mixture or mixture.endswith("_by_template"):
+        raise UserError(f"mixture: expected letters, digits and _, got {mixture!r}")
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
+        raise UserError(
+            f"mixture {mixture!r}, dataset {dataset!r}: rate: expected a number above 0, got {rate!r}"
+        )
+    inside = _ADDED.setdefault(mixture, {})
+    if dataset in inside or (mixture == RECIPE and dataset in _catalog.TRAINING):
+        raise UserError(f"mixture {mixture!r} has dataset {dataset!r} already; expected it once")
+    inside[dataset] = float(rate)
+
+
+def added(mixture: str = RECIPE) -> dict[str, float]:
+    """dataset → rate of what was added to a mixture."""
+    return dict(_ADDED.get(mixture, {}))
+
+
+def mixture_names() -> list[str]:
+    """'train' and the names of one's own mixtures, sorted."""
+    return sorted({RECIPE, *_ADDED})
+
+
+def own_datasets() -> list[str]:
+    """The names given to `add_dataset`, in that order."""
+    return list(_OWN)
+
+
+def forget(name: str) -> None:
+    """Takes a dataset out again, and out of all mixtures: for notebooks, and for tests."""
+    if name in _OWN:
+        _OWN.remove(name)
+        forget_dataset(name)
+        promptsource.forget_templates(name)
+    for inside in _ADDED.values():
+        inside.pop(name, None)
+    for mixture in [mixture for mixture, inside in _ADDED.items() if not inside]:
+        del _ADDED[mixture]

@@ -1,0 +1,91 @@
+"""`flipped tasks new|render|lint` and `flipped mixtures show`, as a user types them."""
+
+import json
+import pathlib
+
+import pytest
+from click.testing import CliRunner
+
+from flipped_cli.main import main
+from mixtures import catalog, modules, own
+from mixtures.rates import dataset_rates
+
+EXAMPLE = str(pathlib.Path(__file__).resolve().parents[2] / "examples/own_dataset/kettle_tasks.py")
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    monkeypatch.setattr(modules, "_loaded", set())
+    yield
+    for name in own.own_datasets():
+        own.forget(name)
+
+
+def call(*words):
+    return CliRunner().invoke(main, list(words), catch_exceptions=False)
+
+
+def test_the_skeleton_works_at_once(tmp_path):
+    made = call("tasks", "new", "my_reviews", "--folder", str(tmp_path))
+    assert made.exit_code == 0, made.stderr
+    module = tmp_path / "my_reviews.py"
+    assert len(module.read_text(encoding="utf-8").splitlines()) <= 20
+    for words in (line.split()[1:] for line in made.stdout.splitlines()[1:]):
+        result = call(*words)
+        assert result.exit_code == 0, result.stderr
+    rendered = call("tasks", "render", "--module", str(module), "--dataset", "my_reviews", "--all")
+    cases = [json.loads(line) for line in rendered.stdout.splitlines()]
+    assert [case["direct_target"] for case in cases] == ["yes", "no", "yes", "no"]
+    assert all(case["flipped_target"] for case in cases)
+    again = call("tasks", "new", "my_reviews", "--folder", str(tmp_path))
+    assert again.exit_code == 2 and "exists already" in again.stderr
+    bad = call("tasks", "new", "My-Reviews")
+    assert bad.exit_code == 2 and "expected small letters" in bad.stderr
+
+
+def test_lint_is_a_table_and_its_exit_code_tells_what_is_wrong(tmp_path):
+    good = call("tasks", "lint", "--module", EXAMPLE)
+    assert good.exit_code == 0 and "1 of 9 rows are unlabelled" in good.stdout.replace("\n", " ")
+    assert "kettles" in good.stdout and "imdb" not in good.stdout
+    wrong = call("tasks", "lint", "qasc")
+    assert wrong.exit_code == 1 and "is_correct_2" in wrong.stdout
+    lines = call("tasks", "lint", "qasc", "--json").stdout.splitlines()
+    reports = {line["template"]: line for line in map(json.loads, lines)}
+    assert [n for n, line in reports.items() if line["verdict"] == "wrong"] == ["is_correct_2"]
+    unknown = call("tasks", "lint", "qacs")
+    assert unknown.exit_code == 2 and "nearest: 'qasc'" in unknown.stderr
+
+
+def test_lint_json_of_rows_that_are_dropped():
+    result = call("tasks", "lint", "super_glue/copa", "--json")
+    reports = [json.loads(line) for line in result.stdout.splitlines()]
+    assert result.exit_code == 0 and any(sum(r["dropped"].values()) for r in reports)
+
+
+def test_a_mixture_is_shown_with_shares_and_passes():
+    table = call("mixtures", "show", "flipped_train")
+    assert table.exit_code == 0 and "2,497,543" in table.stdout and "132" in table.stdout
+    lines = call("mixtures", "show", "flipped_train", "--json").stdout.splitlines()
+    rows = {row["dataset"]: row for row in map(json.loads, lines)}
+    rates = dataset_rates(catalog.TRAINING)
+    assert {name: row["rate"] for name, row in rows.items()} == rates
+    assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
+    assert rows["dbpedia_14"]["n"] == 500_000
+    for row in rows.values():
+        assert row["passes"] == pytest.approx(5000 * 240 / 2_497_543)
+    fewer = call(
+        "mixtures", "show", "flipped_train", "--json", "--steps", "10", "--batch_size", "8"
+    )
+    assert json.loads(fewer.stdout.splitlines()[0])["passes"] == pytest.approx(80 / 2_497_543)
+
+
+def test_a_mixture_with_ones_own_dataset():
+    lines = call(
+        "mixtures", "show", "direct_train", "--json", "--module", EXAMPLE
+    ).stdout.splitlines()
+    (row,) = [row for row in map(json.loads, lines) if row["dataset"] == "kettles"]
+    assert (row["rate"], row["templates"], row["n"]) == (2000, 2, 8)
+    wrong = call("mixtures", "show", "flipped_trian")
+    assert wrong.exit_code == 2 and "nearest: 'flipped_train'" in wrong.stderr
+    rates = call("mixtures", "show", "flipped_train", "--rates", "equals")
+    assert rates.exit_code == 2 and "'equal'" in rates.stderr

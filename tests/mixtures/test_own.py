@@ -1,0 +1,243 @@
+"""A dataset of one's own: the worked example through all methods, other sources, entry points, mistakes."""
+
+import importlib.metadata
+import itertools
+import pathlib
+
+import pytest
+import seqio
+
+from flipped_errors import UserError
+from flipped_tasks import counts, datasets
+from flipped_tasks.batches import batches
+from flipped_tasks.embedded import warmup_texts
+from flipped_tasks.embedded.vocabulary import train_vocabulary
+from flipped_tasks.methods import METHODS
+from mixtures import modules, own
+from mixtures.own import Template, add_dataset, add_to_mixture
+from mixtures.registration import register, register_named
+
+EXAMPLE = pathlib.Path(__file__).resolve().parents[2] / "examples" / "own_dataset"
+LENGTHS = {"inputs": 64, "targets": 64}
+ROWS = [{"text": f"row {n}", "label": n % 2} for n in range(8)]
+ASK = Template("ask", "{{text}} Is it odd?", "{{answer_choices[label]}}", ("no", "yes"))
+
+
+@pytest.fixture(scope="module")
+def vocab_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vocabulary") / "small.model"
+    train_vocabulary(warmup_texts(0, 400), path, size=400)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    """Every test starts without datasets of one's own, and modules run anew."""
+    monkeypatch.setattr(modules, "_loaded", set())
+    yield
+    for name in own.own_datasets():
+        own.forget(name)
+    for mixture in own.mixture_names():
+        for name in own.added(mixture):
+            own.forget(name)
+
+
+def ids_of(name, count=3, **how):
+    found = batches(name, LENGTHS, 8, 1, **how)
+    return [i.decode() for batch in itertools.islice(found, count) for i in batch["example_ids"]]
+
+
+def test_the_worked_example_has_at_most_20_lines_and_serves_all_methods(vocab_path):
+    file = EXAMPLE / "kettle_tasks.py"
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 20
+    modules.load([str(file)])
+    assert own.added() == {"kettles": 2000.0}
+    for method in METHODS:
+        name = register_named(f"{method}.kettles", vocab_path=vocab_path)
+        found = ids_of(name)
+        assert {i.split("/")[3] for i in found} == {"content", "keep"}
+        assert {int(i.split("/")[2]) for i in found} == set(range(8))
+        one = register_named(f"{method}.kettles.keep", vocab_path=vocab_path)
+        assert {i.split("/")[3] for i in ids_of(one, split="validation")} == {"keep"}
+    assert any("1 unlabelled of 9 rows (11.1%)" in line for line in counts.lines("direct.kettles"))
+
+
+def test_it_is_mixed_into_the_recipe_at_its_rate(vocab_path):
+    modules.load([str(EXAMPLE / "kettle_tasks.py")])
+    register_named("flipped_train", vocab_path=vocab_path)
+    mixture = seqio.get_mixture_or_task("flipped_train")
+    assert len(mixture.tasks) == 21
+    assert mixture.get_rate(seqio.TaskRegistry.get("flipped.kettles")) == 2000
+
+
+def test_other_sources_other_templates_and_a_mixture_of_ones_own(vocab_path):
+    modules.load([str(EXAMPLE / "kitchen_tasks.py")])
+    for method in METHODS:
+        name = register_named(f"{method}_kitchen", vocab_path=vocab_path)
+        found = ids_of(name, 40)
+        share = {n: sum(i.startswith(n + "/") for i in found) / 320 for n in own.added("kitchen")}
+        for dataset, expected in {"kettle_pairs": 0.3, "kettle_parts": 0.2, "sums": 0.5}.items():
+            assert abs(share[dataset] - expected) < 4 * (0.25 / 320) ** 0.5, share
+    templates = {i.split("/")[3] for i in found if i.startswith("kettle_pairs/")}
+    assert templates == set(datasets.usable_templates("glue/mrpc", "flipped"))
+    by_template = register_named("direct_kitchen_by_template", vocab_path=vocab_path)
+    assert len(seqio.get_mixture_or_task(by_template).tasks) == 5 + 1 + 1
+
+
+def test_a_module_runs_once_and_the_current_folder_is_searched(tmp_path, monkeypatch):
+    (tmp_path / "lone_tasks.py").write_text(
+        "from mixtures.own import Template, add_dataset\n"
+        "add_dataset('lone', {'train': [{'a': 1}]}, 'a', [Template('t', '{{a}}?', 'x', ('x', 'y'))])\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    modules.load(["lone_tasks"])
+    modules.load(["lone_tasks"])
+    assert own.own_datasets() == ["lone"]
+
+
+def test_an_installed_package_brings_tasks_by_its_entry_point(monkeypatch):
+    calls = []
+
+    class Point:
+        name, value = "mine", "mine.tasks:register"
+
+        def load(self):
+            return lambda: calls.append(add_dataset("brought", {"train": ROWS}, "label", [ASK]))
+
+    monkeypatch.setattr(
+        importlib.metadata,
+        "entry_points",
+        lambda group: [Point()] if group == modules.GROUP else [],
+    )
+    modules.load()
+    modules.load()
+    assert len(calls) == 1 and own.own_datasets() == ["brought"]
+
+
+def test_a_real_entry_point_is_found(tmp_path, monkeypatch):
+    about = tmp_path / "kettle_package-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: kettle-package\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[flipped_learning.tasks]\nk = kettle_package_tasks\n")
+    (tmp_path / "kettle_package_tasks.py").write_text(
+        "from mixtures.own import Template, add_dataset\n"
+        "add_dataset('packed', {'train': [{'a': 1}]}, 'a', [Template('t', '{{a}}?', 'x', ('x', 'y'))])\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    modules.load()
+    assert "packed" in own.own_datasets()
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("1 / 0", r"ZeroDivisionError: division by zero \(.*broken.py, line 1\)"),
+        ("import nothing_like_it", "ModuleNotFoundError: No module named 'nothing_like_it'"),
+        ("def f(:", "SyntaxError"),
+    ],
+)
+def test_a_module_that_fails_is_told_in_a_line(tmp_path, text, told):
+    (tmp_path / "broken.py").write_text(text)
+    with pytest.raises(UserError, match=told) as caught:
+        modules.load([str(tmp_path / "broken.py")])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="there is none at"):
+        modules.load([str(tmp_path / "absent.py")])
+
+
+def add(name="mine", source=None, label="label", templates=(ASK,), **more):
+    return add_dataset(name, source or {"train": ROWS}, label, templates, **more)
+
+
+def test_registering_twice_is_an_error():
+    add()
+    with pytest.raises(
+        UserError, match="'mine' cannot be registered: 'mine' is registered already"
+    ):
+        add()
+    for taken in ("imdb", "super_glue/rte", "super glue rte"):
+        with pytest.raises(UserError, match="is registered already; expected another name"):
+            add(taken)
+
+
+@pytest.mark.parametrize(
+    "templates, told",
+    [
+        ([Template("t", "{{text}}?", "x", ())], "template 't' of mine has no choices"),
+        ([Template("t", "{{text}}?", "x", "")], "template 't' of mine has no choices"),
+        ([], "expected at least one, got none"),
+        ([ASK, ASK], "template 'ask' of mine: expected names that differ"),
+        ([Template("t", "{% if %}", "x", ("a", "b"))], "template 't' of mine, line 1"),
+        (["text"], r"expected Template\(…\), got 'text'"),
+        ("glue/mrcp", "nearest: 'glue/mrpc'"),
+        ("xsum", "no template of 'xsum' has choices"),
+        ("absent.yaml", "cannot read 'absent.yaml'"),
+    ],
+)
+def test_bad_templates_are_refused(templates, told):
+    with pytest.raises(UserError, match=told) as caught:
+        add(templates=templates)
+    assert "\n" not in str(caught.value) and "mine" not in datasets.dataset_names()
+
+
+def test_a_yaml_template_without_choices_is_refused(tmp_path):
+    file = tmp_path / "t.yaml"
+    file.write_text("templates:\n  1:\n    name: open\n    jinja: '{{text}} ||| {{label}}'\n")
+    with pytest.raises(UserError, match="template 'open' of mine has no choices"):
+        add(templates=file)
+
+
+def test_a_label_column_that_does_not_exist_is_named_with_the_nearest(vocab_path):
+    with pytest.raises(UserError, match="label_column: .* got 'lable'; nearest: 'label'"):
+        add(label="lable", columns={"text": "string", "label": "int"})
+    add(label="lable")
+    with pytest.raises(UserError, match="row 1: missing column 'lable'.*nearest: 'label'"):
+        ids_of(register_named("direct.mine", vocab_path=vocab_path))
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf"), "3", True])
+def test_a_rate_is_above_0(rate):
+    add()
+    with pytest.raises(UserError, match="dataset 'mine': rate: expected a number above 0"):
+        add_to_mixture("train", "mine", rate)
+    assert own.added() == {}
+
+
+def test_mistakes_with_mixtures_and_names(vocab_path):
+    add()
+    add_to_mixture("train", "mine", 3)
+    with pytest.raises(UserError, match="mixture 'train' has dataset 'mine' already"):
+        add_to_mixture("train", "mine", 3)
+    with pytest.raises(UserError, match="mixture 'train' has dataset 'imdb' already"):
+        add_to_mixture("train", "imdb", 3)
+    with pytest.raises(UserError, match="unknown dataset 'mime'; nearest: 'mine'"):
+        add_to_mixture("train", "mime", 3)
+    with pytest.raises(UserError, match="mixture: expected letters"):
+        add_to_mixture("my mix", "mine", 3)
+    with pytest.raises(UserError, match="nearest: 'direct.mine'"):
+        register_named("direct.mime", vocab_path=vocab_path)
+    with pytest.raises(UserError, match="nearest: 'direct.mine.ask'"):
+        register_named("direct.mine.aks", vocab_path=vocab_path)
+    with pytest.raises(UserError, match="unknown mixture 'nome'"):
+        register(vocab_path=vocab_path, mixture="nome")
+
+
+@pytest.mark.parametrize(
+    "source, told",
+    [
+        ("absent_folder", "source: expected a folder"),
+        ({"train": "absent.jsonl"}, "source: expected a .*file, got 'absent.jsonl'"),
+        ({"train": [3]}, "row 1: expected a dict of columns, got int"),
+        ({"train": [{"label": object()}]}, "row 1: expected text, numbers"),
+        ({"test": ROWS}, "unknown split"),
+    ],
+)
+def test_bad_sources_are_told_when_they_are_read(vocab_path, source, told):
+    add(source=source)
+    with pytest.raises(UserError, match=told):
+        ids_of(register_named("direct.mine", vocab_path=vocab_path))
+
+
+def test_the_readme_shows_the_worked_example():
+    readme = (EXAMPLE.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert (EXAMPLE / "kettle_tasks.py").read_text(encoding="utf-8") in readme
