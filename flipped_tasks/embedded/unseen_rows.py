@@ -1,6 +1,7 @@
 """Rows of the fourteen evaluation tasks' datasets, told in the made-up world.
 
-Nothing here is trained on. The facts, words and causes are those of the training datasets.
+No prompted training task has these rows. The warm-up's text does use the generators of inference, causes and senses, so
+the tasks are new as prompts and not as text.
 """
 
 from __future__ import annotations
