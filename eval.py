@@ -7,6 +7,8 @@ usage: python eval.py --gin_file=FILE … [--gin.NAME=VALUE …] [--data_dir=FOL
   --data_dir=FOLDER  the same as --gin.DATA_DIR=FOLDER
   --offline          no library looks for a network
 
+The exit code is 2, and the tasks are named, where some task could not be run; the others are evaluated.
+
 example:
   python eval.py --gin_file=gin/runs/eval.gin --gin.CHECKPOINT_PATH=runs/tiny \
     --gin.EVAL_OUTPUT_DIR=runs/tiny/eval
@@ -25,7 +27,7 @@ def main(words: Sequence[str]) -> None:
     gin_config.load(gin_config.parse_arguments(words, __doc__ or ""))
     from flipped_cli import evaluation
 
-    gin_config.call(evaluation.evaluate)
+    evaluation.conclude(gin_config.call(evaluation.evaluate))
 
 
 if __name__ == "__main__":

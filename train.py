@@ -1,11 +1,14 @@
 """Trains a model from gin files.
 
-usage: python train.py --gin_file=FILE … [--gin.NAME=VALUE …] [--data_dir=FOLDER] [--offline]
+usage: python train.py --gin_file=FILE … [--gin.NAME=VALUE …] [--data_dir=FOLDER] [--offline] [--profile]
 
   --gin_file=FILE    read in the order given; relative to here or to the project's folder
   --gin.NAME=VALUE   a macro (--gin.TRAIN_STEPS=100) or a parameter (--gin.train.steps=100)
   --data_dir=FOLDER  the same as --gin.DATA_DIR=FOLDER
   --offline          no library looks for a network
+  --profile          the same as --gin.PROFILE=(10,5): after 10 steps, a trace of 5 in MODEL_DIR/profile
+
+SIGTERM saves a checkpoint and ends with code 0; the same command goes on from there. docs/training.md has more.
 
 example:
   python train.py --gin_file=gin/models/tiny.gin --gin_file=gin/recipes/flipped.gin \
@@ -20,9 +23,12 @@ from collections.abc import Sequence
 
 from flipped_cli import errors, gin_config
 
+PROFILE = "--gin.PROFILE=(10,5)"
+
 
 def main(words: Sequence[str]) -> None:
     """Reads the gin files and trains what they describe."""
+    words = [PROFILE if word == "--profile" else word for word in words]
     gin_config.load(gin_config.parse_arguments(words, __doc__ or ""))
     from flipped_cli import training
 

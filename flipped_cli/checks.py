@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from flipped_errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from flipped_tasks.datasets import DatasetSpec
 
 METHODS = ("direct", "channel", "flipped")
 FEATURES = ("inputs", "targets")
@@ -29,6 +33,19 @@ def check_data_dir(data_dir: str | None) -> None:
         return
     if not pathlib.Path(data_dir).expanduser().is_dir():
         raise UserError(f"data_dir: expected a folder, there is none at {data_dir}")
+
+
+def find_dataset(name: str, modules: Sequence[str]) -> DatasetSpec:
+    """The dataset of that name; the error says what is missing where no module of one's own was named."""
+    from flipped_tasks.datasets import get_dataset
+    from mixtures import catalog
+
+    assert catalog.TRAINING, "importing the catalog registers its datasets"
+    try:
+        return get_dataset(name)
+    except UserError as error:
+        hint = "" if modules else "; one of your own is known after --module"
+        raise UserError(f"{error}{hint}") from None
 
 
 def method_of(mixture: str) -> str:

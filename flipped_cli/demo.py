@@ -7,7 +7,6 @@ time, so that what it shows is what a user of those commands gets.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import pathlib
 import subprocess
@@ -31,18 +30,39 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "flipped": ("flipped", "flipped"),
     "flipped_no_ul": ("flipped_no_ul", "flipped"),
 }
-# What runs beside what: each list is worked off by one process after the other.
-LANES = (("flipped",), ("direct", "flipped_no_ul"))
+# The longest first, so that the rest fits beside it.
+TRAININGS = ("flipped", "direct", "flipped_no_ul")
 SUITES = ("seen", "nlp14", "labels")
 SECONDS_A_LINE = 5.0
+# One core a process: two processes of one core do more than one process of two.
+CORES = 2
+
+# XLA's buffers above 32 MiB would be given back to the system after every step and zeroed page by page for the next
+# one, a third of a small model's step; these settings of glibc keep them (docs/miniature.md has the measurement).
+KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TOP_PAD_": str(2**27),
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One command of the demo: its name in the output, its arguments, how many devices it makes of the CPU."""
+    """One command of the demo.
+
+    Attributes:
+      name: in the output.
+      compiled: a folder of compiled programs, shared by the jobs: three columns run one program of scoring.
+      arguments: of Python.
+      after: the job that must have ended before.
+      devices: how many devices it makes of the CPU.
+    """
 
     name: str
+    compiled: pathlib.Path
     arguments: tuple[str, ...]
+    after: str | None = None
     devices: int = 1
 
 
@@ -92,16 +112,21 @@ def run_demo(folder: pathlib.Path, seed: int) -> None:
 
         make_vocabulary(vocabulary)
     click.echo("warm-up on the world's text: it stands in for the LM-adapted checkpoint …")
-    _run_lanes([[_training(folder, WARMUP, seed, devices=2)]])
-    click.echo("training DIRECT, FLIPPED and FLIPPED without unlikelihood, two at a time …")
-    _run_lanes([[_training(folder, name, seed) for name in lane] for lane in LANES])
-    click.echo(f"evaluating {len(COLUMNS)} columns on {', '.join(SUITES)} …")
-    jobs = [_evaluation(folder, label, seed) for label in COLUMNS]
-    _run_lanes([jobs[0::2], jobs[1::2]])
+    _run([_training(folder, WARMUP, seed)])
+    click.echo(
+        "training DIRECT, FLIPPED and FLIPPED without unlikelihood, and evaluating each on "
+        f"{', '.join(SUITES)}, two at a time …"
+    )
+    _run(
+        [
+            *(_training(folder, name, seed) for name in TRAININGS),
+            *(_evaluation(folder, label) for label in COLUMNS),
+        ]
+    )
     _report(folder, seed, time.monotonic() - began)
 
 
-def _training(folder: pathlib.Path, name: str, seed: int, devices: int = 1) -> Job:
+def _training(folder: pathlib.Path, name: str, seed: int) -> Job:
     arguments = [
         str(CHECKOUT / "train.py"),
         f"--gin_file={CHECKOUT}/gin/runs/demo_{name}.gin",
@@ -111,13 +136,15 @@ def _training(folder: pathlib.Path, name: str, seed: int, devices: int = 1) -> J
     ]
     if name != WARMUP:
         arguments.append(f"--gin.INITIAL_CHECKPOINT_PATH='{folder / WARMUP}'")
-    return Job(name, tuple(arguments), devices)
+    devices = CORES if name == WARMUP else 1
+    return Job(name, _compiled_folder(folder), tuple(arguments), devices=devices)
 
 
-def _evaluation(folder: pathlib.Path, label: str, seed: int) -> Job:
+def _evaluation(folder: pathlib.Path, label: str) -> Job:
     weights, method = COLUMNS[label]
     return Job(
         f"eval {label}",
+        _compiled_folder(folder),
         (
             str(CHECKOUT / "eval.py"),
             f"--gin_file={CHECKOUT}/gin/runs/demo_eval.gin",
@@ -128,7 +155,12 @@ def _evaluation(folder: pathlib.Path, label: str, seed: int) -> Job:
             f"--gin.LABEL='{label}'",
             f"--gin.SUITES={list(SUITES)!r}",
         ),
+        after=weights,
     )
+
+
+def _compiled_folder(folder: pathlib.Path) -> pathlib.Path:
+    return folder.parent / "compiled"
 
 
 def _results_folder(folder: pathlib.Path, label: str) -> pathlib.Path:
@@ -141,7 +173,7 @@ def _report(folder: pathlib.Path, seed: int, seconds: float) -> None:
     report = write_report(
         [_results_folder(folder, label) for label in COLUMNS],
         folder,
-        training_runs={name: folder / name for name in (WARMUP, *itertools.chain(*LANES))},
+        training_runs={name: folder / name for name in (WARMUP, *TRAININGS)},
         title="Flipped Learning in miniature",
         extra={
             "seed": seed,
@@ -154,31 +186,45 @@ def _report(folder: pathlib.Path, seed: int, seconds: float) -> None:
     click.echo(f"report: {folder / 'report.html'}   ({seconds / 60:.1f} minutes)")
 
 
-def _run_lanes(lanes: Sequence[Sequence[Job]]) -> None:
-    """Runs the lanes beside each other, each one's jobs in order; one failure ends them all."""
-    failures: list[str] = []
+def _run(jobs: Sequence[Job]) -> None:
+    """Runs the jobs, as many at a time as there are cores, each after the one it waits for; one failure ends all."""
+    waiting, unfinished = list(jobs), {job.name for job in jobs}
     running: dict[str, subprocess.Popen[str]] = {}
+    failures: list[str] = []
+    changed = threading.Condition()
 
-    def work(jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            if failures:
-                return
-            process = _start(job)
-            running[job.name] = process
-            last = _relay(job.name, process)
-            if process.wait() and not failures:
-                failures.append(f"{job.name} failed with code {process.returncode}: {last}")
-                for other in running.values():
-                    other.terminate()
+    def next_job() -> Job | None:
+        with changed:
+            while waiting and not failures:
+                for job in waiting:
+                    if job.after not in unfinished:
+                        waiting.remove(job)
+                        running[job.name] = _start(job)
+                        return job
+                changed.wait()
+        return None
 
-    threads = [threading.Thread(target=work, args=(lane,), daemon=True) for lane in lanes]
-    for thread in threads:
-        thread.start()
+    def work() -> None:
+        while job := next_job():
+            last = _relay(job.name, running[job.name])
+            code = running[job.name].wait()
+            with changed:
+                del running[job.name]
+                unfinished.discard(job.name)
+                if code and not failures:
+                    failures.append(f"{job.name} failed with code {code}: {last}")
+                    for other in running.values():
+                        other.terminate()
+                changed.notify_all()
+
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(CORES)]
+    for worker in workers:
+        worker.start()
     try:
-        for thread in threads:
-            thread.join()
+        for worker in workers:
+            worker.join()
     except KeyboardInterrupt:
-        for process in running.values():
+        for process in list(running.values()):
             process.terminate()
         raise
     if failures:
@@ -186,13 +232,14 @@ def _run_lanes(lanes: Sequence[Sequence[Job]]) -> None:
 
 
 def _start(job: Job) -> subprocess.Popen[str]:
-    # One core a process: two processes of one core do more than one process of two.
     flags = (
         "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
         f" --xla_force_host_platform_device_count={job.devices}"
     )
     environment = {
         **os.environ,
+        **KEEP_MEMORY,
+        "JAX_COMPILATION_CACHE_DIR": str(job.compiled.absolute()),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": flags,
         "TF_NUM_INTRAOP_THREADS": "1",

@@ -50,15 +50,16 @@ def lint(
     of the same ids, no usable row. Notes do not count. Without --vocab, ids and lengths go unchecked.
     """
     from flipped_cli import quiet
-    from flipped_cli.checks import check_data_dir
-
-    quiet.import_tensorflow()
+    from flipped_cli.checks import check_data_dir, find_dataset
     from flipped_tasks.tokens import Vocabulary
     from mixtures.modules import load
 
     check_data_dir(data_dir)
     load(modules)
+    for dataset in datasets:
+        find_dataset(dataset, modules)
     vocabulary = Vocabulary.from_file(vocab) if vocab else None
+    quiet.import_tensorflow()
     lengths = {"inputs": inputs_length, "targets": targets_length}
     wrong = 0
     reports = []

@@ -16,13 +16,30 @@ from flipped_errors import UserError, unknown
 
 # Name of the subcommand -> (module, attribute, one line of help).
 COMMANDS: Mapping[str, tuple[str, str, str]] = {
+    "ckpt": (
+        "flipped_cli.ckpt",
+        "ckpt",
+        "Make, import, export, describe, verify and copy checkpoints.",
+    ),
     "data": ("flipped_cli.data", "data", "Store datasets once for offline use; list, verify."),
     "demo": ("flipped_cli.demo", "demo", "Train and compare the methods on made-up data."),
+    "eval": (
+        "flipped_cli.eval_command",
+        "evaluate",
+        "Evaluate checkpoints on suites; goes on after a stop.",
+    ),
+    "generate": (
+        "flipped_cli.generate",
+        "generate",
+        "Let a model write: a label, a prompt, or the instruction that it guesses.",
+    ),
     "mixtures": (
         "flipped_cli.mixtures",
         "mixtures",
         "Show what a mixture holds, and at which rates.",
     ),
+    "report": ("flipped_cli.report_command", "report", "Results of evaluations as one page."),
+    "score": ("flipped_cli.score", "score", "Score choices with a checkpoint, ad hoc or a file."),
     "study": ("flipped_cli.demo", "study", "The demo over several seeds, with mean and spread."),
     "tasks": (
         "flipped_cli.tasks",

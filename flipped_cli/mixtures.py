@@ -40,11 +40,10 @@ def show_mixture(
     meeting with each of the n examples.
     """
     from flipped_cli import quiet
-
-    quiet.import_tensorflow()
     from mixtures.modules import load
 
     load(modules)
+    quiet.import_tensorflow()
     rows = rows_of(name, steps * batch_size, rates, data_dir)
     if as_json:
         for row in rows:

@@ -21,7 +21,7 @@ ASK = "Text: {{{{text}}}}\\nIs the writer content with it?"
 ANSWER = "{{{{answer_choices[label]}}}}"
 add_dataset(
     "{name}",
-    source=pathlib.Path(__file__).with_name("{name}"),  # <split>.jsonl, .jsonl.gz or .parquet
+    source=pathlib.Path(__file__).with_name("{name}"),  # <split>.jsonl, .jsonl.gz, .parquet or .csv
     label_column="label",
     label_values=(0, 1),
     templates=[Template("content", ASK, ANSWER, choices=("no", "yes"))],

@@ -21,6 +21,8 @@ PACKAGES = ("flax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "seqi
 MAY_CHANGE = frozenset(
     {"steps", "checkpoint_period", "log_period", "model_parallelism", "data_dir"}
 )
+# Fields of the model that say how it is computed, not what: they may change too.
+EXECUTION_FIELDS = frozenset({"remat", "unroll_layers"})
 
 
 def versions() -> dict[str, str]:
@@ -50,13 +52,16 @@ def git_commit() -> str | None:
         return None
 
 
-def open_run(model_dir: str, recipe: Mapping[str, Any], operative_gin: str) -> None:
+def open_run(
+    model_dir: str, recipe: Mapping[str, Any], operative_gin: str, *, write: bool = True
+) -> None:
     """Writes `run.json` and the operative gin config, unless the folder holds another run.
 
     Args:
       model_dir: made where it is missing.
       recipe: what decides the run's numbers, as plain values.
       operative_gin: the bindings in force.
+      write: False only checks, as all processes but the first do.
 
     Raises:
       UserError: the folder has checkpoints and its `run.json` differs from `recipe`; nothing is
@@ -68,6 +73,8 @@ def open_run(model_dir: str, recipe: Mapping[str, Any], operative_gin: str) -> N
     checkpoints = folder / CHECKPOINTS
     if file.exists() and checkpoints.is_dir() and any(checkpoints.iterdir()):
         _refuse_other(file, recipe)
+    if not write:
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / OPERATIVE_GIN_FILE, operative_gin)
@@ -89,13 +96,22 @@ def read_recipe(model_dir: str) -> dict[str, Any]:
 
 
 def _refuse_other(file: pathlib.Path, recipe: Mapping[str, Any]) -> None:
-    before = read_recipe(str(file.parent))
+    before, recipe = _computed(read_recipe(str(file.parent))), _computed(recipe)
     for name in sorted(set(before) | set(recipe)):
         if name not in MAY_CHANGE and before.get(name) != recipe.get(name):
             raise UserError(
                 f"model_dir {file.parent} holds another run: its {name} is {before.get(name)!r}, "
                 f"got {recipe.get(name)!r}; give another MODEL_DIR"
             )
+
+
+def _computed(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe without the fields of its model that only say how it is carried out."""
+    model = recipe.get("model")
+    if not isinstance(model, Mapping):
+        return dict(recipe)
+    kept = {name: value for name, value in model.items() if name not in EXECUTION_FIELDS}
+    return {**recipe, "model": kept}
 
 
 def _write(path: pathlib.Path, text: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flipped_cli.checks import find_dataset
 from flipped_cli.lint import lint
 from flipped_cli.new_dataset import new
 from flipped_cli.rows import read_rows
@@ -105,12 +106,10 @@ def render(
     """
     from flipped_tasks import datasets, promptsource, rendering
     from flipped_tasks.tokens import Vocabulary
-    from mixtures import catalog
     from mixtures.modules import load
 
-    assert catalog.TRAINING, "importing the catalog registers its datasets"
     load(modules)
-    spec = datasets.get_dataset(dataset)
+    spec = find_dataset(dataset, modules)
     if (template is None) == (not all_templates):
         raise UserError("expected either --template NAME or --all")
     names = [template] if template is not None else datasets.usable_templates(spec, "direct")

@@ -1,22 +1,23 @@
 """Accuracy, macro F1, their baselines and their 95% intervals, for rank classification.
 
 A *unit* is what one template says about one task with one set of label words: for each example the
-choice that was right and the choice that was predicted. Every number of the report is a mean over
-units, so the interval of every number comes from one place: `resampled`.
+choices that were right and the choice that was predicted. Every number of the report is a mean over
+units, so the intervals of every number come from two places: `resampled` and `over_templates`.
 
-The intervals say how the number would move with other *examples*. The templates of a task, and the
+`resampled` says how the number would move with other *examples*. The templates of a task, and the
 label sets of a template, ask about the same examples, so an example that is drawn is drawn in all of
 them together (a cluster bootstrap with the example as the cluster). Tasks have examples of their own
-and are resampled independently (a stratified bootstrap). Templates, tasks and training seeds are
-not resampled: the intervals do not speak of other templates, tasks or seeds.
+and are resampled independently (a stratified bootstrap). `over_templates` says how it would move with
+other *templates*, drawn for each task from those at hand. Neither speaks of other tasks or seeds.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import scipy.stats
@@ -25,7 +26,7 @@ METRICS = ("accuracy", "macro_f1")
 CONFIDENCE = 0.95
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Unit:
     """What one (task, template, label set) gave; the arrays have one entry per example.
 
@@ -33,7 +34,8 @@ class Unit:
       suite, task, template, label_set, dataset, split: what was asked.
       examples: the ids of the examples in `dataset`/`split`; the same id is the same example in every
         unit of that dataset and split.
-      correct: index of the right choice, int [E].
+      right: whether choice c is right, bool [E, C]; C is the highest number of choices, and what an
+        example does not have is False. A few examples of BIG-bench have several right choices.
       predicted: index of the predicted choice, int [E].
       choices: number of choices, int [E].
       words: the choices where all examples have the same ones, else None. Macro F1 needs them.
@@ -47,11 +49,36 @@ class Unit:
     dataset: str
     split: str
     examples: tuple[str, ...]
-    correct: np.ndarray
+    right: np.ndarray
     predicted: np.ndarray
     choices: np.ndarray
     words: tuple[str, ...] | None
     ties: int = 0
+
+    @functools.cached_property
+    def hits(self) -> np.ndarray:
+        """Whether the prediction is right, bool [E]."""
+        return self.right[np.arange(len(self.predicted)), self.predicted]
+
+    @functools.cached_property
+    def correct(self) -> np.ndarray:
+        """The right choice, int [E]: of several the predicted one, or else the first."""
+        return np.where(self.hits, self.predicted, self.right.argmax(axis=1))
+
+    @functools.cached_property
+    def macro_f1(self) -> float:
+        """See `macro_f1`."""
+        return macro_f1(self.correct, self.predicted)
+
+    def part(self, rows: Sequence[int] | np.ndarray) -> Unit:
+        """The unit of these examples only, by their places."""
+        return dataclasses.replace(
+            self,
+            examples=tuple(self.examples[row] for row in rows),
+            right=self.right[rows],
+            predicted=self.predicted[rows],
+            choices=self.choices[rows],
+        )
 
     def metrics(self) -> tuple[str, ...]:
         """The metrics that mean something here: macro F1 only where the choices are classes."""
@@ -73,11 +100,6 @@ def predict(scores: Sequence[float]) -> tuple[int, bool]:
     return best, bool(np.count_nonzero(values == values[best]) > 1)
 
 
-def accuracy(correct: np.ndarray, predicted: np.ndarray) -> float:
-    """The share of the examples that are predicted right, in [0, 1]."""
-    return float(np.mean(np.asarray(correct) == np.asarray(predicted)))
-
-
 def macro_f1(correct: np.ndarray, predicted: np.ndarray) -> float:
     """The unweighted mean of the classes' F1, over the classes that are right or predicted somewhere.
 
@@ -93,11 +115,11 @@ def macro_f1(correct: np.ndarray, predicted: np.ndarray) -> float:
 def chance(unit: Unit, metric: str) -> float:
     """What guessing uniformly among the choices of each example gives, in expectation.
 
-    For accuracy that is the mean of 1 / number of choices. For macro F1 with K classes, of which class k
+    For accuracy that is the mean of (right choices) / (choices). For macro F1 with K classes, of which class k
     has share p_k, it is the mean of 2·p_k·q / (p_k + q) with q = 1/K: the F1 of the expected counts.
     """
     if metric == "accuracy":
-        return float(np.mean(1.0 / unit.choices))
+        return float(np.mean(unit.right.sum(axis=1) / unit.choices))
     classes = len(unit.words or ())
     share = np.bincount(unit.correct, minlength=classes) / len(unit.correct)
     guess = 1.0 / classes
@@ -106,16 +128,19 @@ def chance(unit: Unit, metric: str) -> float:
 
 def majority(unit: Unit, metric: str) -> float:
     """What always predicting the choice (by position) that is right most often gives."""
-    support = np.bincount(unit.correct)
-    most, total = int(support.max()), len(unit.correct)
+    total = len(unit.predicted)
     if metric == "accuracy":
-        return most / total
+        return int(unit.right.sum(axis=0).max()) / total
+    support = np.bincount(unit.correct)
+    most = int(support.max())
     return 2 * most / (total + most) / int(np.count_nonzero(support))
 
 
 def value(unit: Unit, metric: str) -> float:
     """The metric itself, in [0, 1]."""
-    return (accuracy if metric == "accuracy" else macro_f1)(unit.correct, unit.predicted)
+    if metric == "accuracy":
+        return float(np.mean(unit.hits))
+    return unit.macro_f1
 
 
 def spread(values: Sequence[float] | np.ndarray) -> dict[str, float | int]:
@@ -167,7 +192,6 @@ def resampled(units: Sequence[Unit], seed: int, resamples: int) -> dict[str, np.
         counts = _counts(np.moveaxis(drawn, axis, -1))
         return np.stack([statistic(counts) for statistic in statistics])
 
-    name = f"{units[0].dataset}\n{units[0].split}\n{seed}".encode()
     with warnings.catch_warnings():
         # A statistic that is NaN throughout (macro F1 without classes) is no mistake here.
         warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
@@ -178,9 +202,7 @@ def resampled(units: Sequence[Unit], seed: int, resamples: int) -> dict[str, np.
             n_resamples=resamples,
             batch=max(1, min(resamples, 2_000_000 // len(order))),
             method="percentile",
-            rng=np.random.default_rng(
-                int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
-            ),
+            rng=generator(units[0].dataset, units[0].split, seed),
         )
     distributions = np.asarray(result.bootstrap_distribution).reshape(
         len(units), len(METRICS), resamples
@@ -189,6 +211,37 @@ def resampled(units: Sequence[Unit], seed: int, resamples: int) -> dict[str, np.
         if len(unit.examples) < 2:
             distributions[index] = np.nan
     return {metric: distributions[:, index] for index, metric in enumerate(METRICS)}
+
+
+def over_templates(
+    members: Sequence[np.ndarray], seed: int, resamples: int, *names: object
+) -> np.ndarray:
+    """The bootstrap distribution of a mean over tasks of means over templates, as templates are drawn anew.
+
+    Args:
+      members: for each task the values of its templates.
+      seed, names: decide the draws.
+      resamples: R.
+
+    Returns:
+      float [R]; NaN throughout where no task has more than one template.
+    """
+    if all(len(values) < 2 for values in members):
+        return np.full(resamples, np.nan)
+    draw = generator(seed, "templates", *names)
+    means = [
+        values[draw.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
+        for values in members
+    ]
+    return np.mean(means, axis=0)
+
+
+def generator(*names: object) -> np.random.Generator:
+    """Random numbers that depend on `names` only, the same in every process."""
+    text = "\n".join(map(str, names)).encode()
+    return np.random.default_rng(
+        int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+    )
 
 
 def _counts(drawn: np.ndarray) -> np.ndarray:
@@ -208,7 +261,7 @@ def _accuracy_of_counts(unit: Unit, place: dict[str, int]) -> Statistic:
     right = np.zeros(len(place))
     rows = [place[example] for example in unit.examples]
     present[rows] = 1
-    right[rows] = unit.correct == unit.predicted
+    right[rows] = unit.hits
 
     def of(counts: np.ndarray) -> np.ndarray:
         return _ratio(counts @ right, counts @ present)

@@ -8,8 +8,6 @@ finds its cache, beside one under its own name.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any
 
 import seqio
 import tensorflow as tf
@@ -18,7 +16,7 @@ from flipped_errors import UserError
 from flipped_tasks import sources
 from flipped_tasks.datasets import get_dataset, slug
 
-ROWS_PER_SHARD = 50_000
+ROWS_PER_SHARD = 50_000  # so that several workers can cache a dataset
 _COMPLETED = "COMPLETED"  # SeqIO's marker of a whole cache
 
 
@@ -50,33 +48,6 @@ class SharedCacheTask(seqio.Task):
         return None
 
 
-class RowShards(sources.RowSource):
-    """Rows in shards of `ROWS_PER_SHARD`, so that several workers can cache them."""
-
-    def list_shards(self, split: str) -> Sequence[str]:
-        """The names of the shards."""
-        count = -(-self.num_input_examples(split) // ROWS_PER_SHARD)
-        return [f"{split}-{number}" for number in range(count)]
-
-    def get_dataset(
-        self,
-        split: str = "train",
-        shuffle: bool = True,
-        seed: int | None = None,
-        shard_info: seqio.ShardInfo | None = None,
-        **more: Any,
-    ) -> tf.data.Dataset:
-        """One pass over the split, or over one of its shards."""
-        if shard_info is None or shard_info.num_shards == 1:
-            return super().get_dataset(split, shuffle, seed, **more)
-        whole = self.payloads(split)
-        size = -(-len(whole) // shard_info.num_shards)
-        part = slice(shard_info.index * size, (shard_info.index + 1) * size)
-        payloads = sources.Payloads(whole.rows[part], whole.numbers[part], whole.dropped)
-        source = sources.RowSource(self.name, lambda _: payloads, lambda: (split,))
-        return source.get_dataset(split, shuffle, seed, **more)
-
-
 def register_rows_task(dataset: str, data_dir: str | None = None) -> seqio.Task:
     """Puts the task that is cached into seqio.TaskRegistry; it has the splits with labelled rows.
 
@@ -97,7 +68,7 @@ def register_rows_task(dataset: str, data_dir: str | None = None) -> seqio.Task:
     name = rows_task_name(spec.name)
     task = seqio.Task(
         name,
-        source=RowShards(dataset, source.payloads, splits),
+        source=sources.RowSource(dataset, source.payloads, splits, ROWS_PER_SHARD),
         preprocessors=[seqio.CacheDatasetPlaceholder()],
         output_features={
             "row": seqio.Feature(plain, add_eos=False, dtype=tf.string, rank=0),

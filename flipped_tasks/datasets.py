@@ -28,6 +28,9 @@ class Rows(Protocol):
     def payloads(self, split: str) -> list[bytes]:
         """All rows of a split, each as its JSON bytes."""
 
+    def __hash__(self) -> int:
+        """Rows are cached by where they come from."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
@@ -177,6 +180,14 @@ def usable_templates(dataset: str | DatasetSpec, method: str | None = None) -> l
         out |= set(spec.excluded_flipped)
     templates = promptsource.load_templates(spec.name)
     return [name for name, t in templates.items() if t.answer_choices and name not in out]
+
+
+def training_templates(spec: DatasetSpec, method: str) -> list[str]:
+    """As `usable_templates`; raises `UserError` where there is none."""
+    names = usable_templates(spec, method)
+    if not names:
+        raise UserError(f"dataset {spec.name!r} has no template left that {method} can use")
+    return names
 
 
 def template_names(

@@ -6,6 +6,7 @@ beside the text, so that a literal `<extra_id_3>` in an example stays text.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -68,33 +69,46 @@ def format_example(method: str, rendered: Rendered, choice: int) -> Formatted | 
 
 
 def _flip(rendered: Rendered, option: str) -> Formatted | Dropped:
-    inputs: list[tuple[Piece, PieceKind]] = [("input: ", "instruction")]
+    inputs: list[Piece] = ["input: "]
+    kinds: list[PieceKind] = ["instruction"]
     targets: list[Piece] = []
     count = 0
     for segment in rendered.segments:
-        span = segment.text.strip()
-        if segment.kind == "instance" or not span:
-            inputs.append((segment.text, segment.kind))
+        text = segment.text
+        span = "" if segment.kind == "instance" else text.strip()
+        if not span:
+            inputs.append(text)
+            kinds.append(segment.kind)
             continue
-        begin = segment.text.index(span)
-        for piece in (segment.text[:begin], count, segment.text[begin + len(span) :]):
-            if isinstance(piece, int):
-                inputs.append((piece, "sentinel"))
-            elif piece:
-                inputs.append((piece, "instruction"))
-        targets += [count, f" {span} "]
+        begin = text.index(span)
+        end = begin + len(span)
+        if begin:
+            inputs.append(text[:begin])
+            kinds.append("instruction")
+        inputs.append(count)
+        kinds.append("sentinel")
+        if end < len(text):
+            inputs.append(text[end:])
+            kinds.append("instruction")
+        targets += (count, f" {span} ")
         count += 1
     if not targets:
         return Dropped("empty_instruction")
     if count > NUM_SENTINELS:
         return Dropped("too_many_spans")
     targets[-1] = str(targets[-1])[:-1]
-    inputs.append((f"\noutput: {option}", "output"))
-    return Formatted(
-        inputs=tuple(piece for piece, _ in inputs),
-        targets=tuple(targets),
-        input_kinds=tuple(kind for _, kind in inputs),
-    )
+    inputs.append(_output(option))
+    kinds.append("output")
+    return Formatted(tuple(inputs), tuple(targets), tuple(kinds))
+
+
+def _output(option: str) -> str:
+    return f"\noutput: {option}"
+
+
+def with_choice(flipped: Formatted, option: str) -> Formatted:
+    """A FLIPPED example with the text of another choice; the target stays."""
+    return dataclasses.replace(flipped, inputs=(*flipped.inputs[:-1], _output(option)))
 
 
 def to_text(pieces: Iterable[Piece]) -> str:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import orjson
 
 from flipped_errors import UserError, unknown
+from flipped_tasks.files import SUFFIXES, read_file
 
 Row: TypeAlias = Mapping[str, Any]
 # A folder with a file for each split; or split → a file, rows, or a function without arguments that gives rows.
@@ -22,9 +23,9 @@ Source: TypeAlias = (
 class OwnRows:
     """Rows of a user's source, read when they are first needed: a `datasets.Rows`."""
 
-    def __init__(self, dataset: str, source: Source):
-        """Args: dataset: named in messages."""
-        self._dataset, self._source = dataset, source
+    def __init__(self, dataset: str, source: Source, columns: Mapping[str, Any]):
+        """Args: dataset: named in messages; columns: column → type, for CSV."""
+        self._dataset, self._source, self._columns = dataset, source, columns
 
     def splits(self) -> tuple[str, ...]:
         """The splits of the source, sorted. Raises `UserError` where a folder holds none."""
@@ -51,8 +52,6 @@ class OwnRows:
         return [self._payload(row, number) for number, row in enumerate(rows, start=1)]
 
     def _files(self, folder: pathlib.Path) -> dict[str, pathlib.Path]:
-        from flipped_tasks.sources import SUFFIXES
-
         folder = folder.expanduser()
         if not folder.is_dir():
             raise UserError(
@@ -71,13 +70,11 @@ class OwnRows:
         return files
 
     def _read(self, path: pathlib.Path) -> list[bytes]:
-        from flipped_tasks.sources import SUFFIXES, read_file
-
         if not path.is_file() or not path.name.endswith(SUFFIXES):
             raise UserError(
                 f"dataset {self._dataset!r}: source: expected a {', '.join(SUFFIXES)} file, got {str(path)!r}"
             )
-        return list(read_file(path))
+        return list(read_file(path, self._columns))
 
     def _payload(self, row: Any, number: int) -> bytes:
         where = f"dataset {self._dataset!r}, row {number}"

@@ -14,7 +14,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes, pass_context
 from jinja2.runtime import Context
@@ -94,12 +94,27 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 _ENVIRONMENT = _environment()
+_GLOBALS = dict(_ENVIRONMENT.globals)
+
+
+class _LateRandom:
+    """A `random.Random` that is seeded when it is first used: most templates never draw."""
+
+    def __init__(self, *keys: int | str) -> None:
+        self._keys = keys
+
+    @functools.cached_property
+    def _random(self) -> random.Random:
+        key = json.dumps(self._keys).encode()
+        return random.Random(int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "big"))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._random, name)
 
 
 def template_rng(seed: int, template: str, example: str | int) -> random.Random:
     """The generator for one example under one template: the same in every process and on every host."""
-    key = json.dumps([seed, template, str(example)]).encode()
-    return random.Random(int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "big"))
+    return cast(random.Random, _LateRandom(seed, template, str(example)))
 
 
 class CompiledTemplate:
@@ -218,7 +233,7 @@ class CompiledTemplate:
         try:
             choices = self._constant_choices or self._render_choices(values)
             values["answer_choices"] = None if choices is None else list(choices)
-            return list(self._body.root_render_func(self._body.new_context(values))), choices
+            return list(self._body.root_render_func(_context(self._body, values))), choices
         except SecurityError as error:
             raise UserError(f"{self._where}: refused by the sandbox: {error}") from error
 
@@ -236,18 +251,24 @@ class CompiledTemplate:
         return values
 
     def _missing(self, column: str, row: Mapping[str, Any]) -> UserError:
-        near = ", ".join(repr(name) for name in nearest(column, row)) or "none"
+        near = ", ".join(map(repr, nearest(column, [*row, "answer_choices"]))) or "none"
         return UserError(
             f"{self._where}: the row has no column {column!r}; expected columns: "
-            f"{', '.join(self.columns)}; nearest in the row: {near}"
+            f"{', '.join(self.columns)}; nearest: {near}"
         )
 
     def _render_choices(self, values: Mapping[str, Any]) -> tuple[str, ...] | None:
         if self._choices is None:
             return None
-        context = self._choices.new_context(dict(values))
-        text = "".join(self._choices.root_render_func(context))
+        text = "".join(self._choices.root_render_func(_context(self._choices, values)))
         return tuple(_unescape(option.strip()) for option in text.split(_SEPARATOR))
+
+
+def _context(template: Template, values: Mapping[str, Any]) -> Context:
+    """`template.new_context(values)` without what that does for imports, which no template has."""
+    return _ENVIRONMENT.context_class(
+        _ENVIRONMENT, {**_GLOBALS, **values}, template.name, template.blocks
+    )
 
 
 def _draws(tree: nodes.Template) -> bool:

@@ -10,6 +10,7 @@ Everything random is drawn after `CacheDatasetPlaceholder`, from (seed, epoch, e
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import functools
 import logging
@@ -26,9 +27,9 @@ import tensorflow as tf
 from flipped_errors import UserError, unknown
 from flipped_tasks import promptsource, sources, stream, tokens
 from flipped_tasks.caching import SharedCacheTask
-from flipped_tasks.datasets import check_template, get_dataset, slug, usable_templates
+from flipped_tasks.datasets import check_template, get_dataset, slug, training_templates
 from flipped_tasks.draws import draw
-from flipped_tasks.methods import METHODS, format_example
+from flipped_tasks.methods import METHODS, Formatted, format_example
 from flipped_tasks.rendering import Dropped, Rendered, compile_template, template_rng
 
 log = logging.getLogger(__name__)
@@ -314,7 +315,7 @@ def _stack(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.array([len(ids) for ids in lists], np.int32)
     out = np.zeros((len(lists), int(lengths.max(initial=1))), np.int32)
     for row, ids in zip(out, lists, strict=True):
-        row[: len(ids)] = ids
+        row[: len(ids)] = array.array("i", ids)  # NumPy is slower at lists
     return out, lengths
 
 
@@ -380,13 +381,14 @@ class TemplateEncoder:
             self._count("targets_cut")
         wrong: Sequence[int] = ()
         if self.method == "flipped":
-            wrong = self._wrong_inputs(rendered, encoded.inputs, draws, lengths)
+            wrong = self._wrong_inputs(rendered, formatted, encoded, draws, lengths)
         return Ids(encoded.inputs, encoded.targets, wrong, name)
 
     def _wrong_inputs(
         self,
         rendered: Rendered,
-        inputs: Sequence[int],
+        formatted: Formatted,
+        encoded: tokens.Encoded,
         draws: tuple[int | str, ...],
         lengths: Mapping[str, int],
     ) -> Sequence[int]:
@@ -395,12 +397,12 @@ class TemplateEncoder:
         if not wrong:
             self._count("one_choice")
             return ()
-        formatted = format_example(self.method, rendered, wrong[draw(len(wrong), *draws)])
-        assert not isinstance(formatted, Dropped), formatted
-        ids = tokens.encode(formatted, self._vocab.tokens, lengths, self.input_eos).inputs
-        if (
-            ids == inputs
-        ):  # options that differ as text and not as ids would be taught and untaught at once
+        option = rendered.choices[wrong[draw(len(wrong), *draws)]]
+        ids = tokens.encode_with_choice(
+            formatted, encoded, option, self._vocab.tokens, lengths, self.input_eos
+        )
+        if ids == encoded.inputs:
+            # Options that differ as text and not as ids would be taught and untaught at once.
             self._count("wrong_choice_same_ids")
             return ()
         return ids
@@ -454,7 +456,9 @@ def register_task(
         raise UserError("vocab_path: expected a SentencePiece model file, got None")
     spec = get_dataset(dataset)
     names = (
-        [check_template(dataset, template, method)] if template else usable_templates(spec, method)
+        [check_template(dataset, template, method)]
+        if template
+        else training_templates(spec, method)
     )
     vocab = SeqioVocabulary(vocab_path)
     encoder = TemplateEncoder(dataset, method, names, vocab, input_eos)

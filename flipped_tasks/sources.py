@@ -7,12 +7,11 @@ datasets, and SeqIO can cache it.
 from __future__ import annotations
 
 import functools
-import gzip
 import os
 import pathlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,13 +21,13 @@ import tensorflow as tf
 
 from flipped_errors import UserError, unknown
 from flipped_tasks import stream
-from flipped_tasks.datasets import DatasetSpec, get_dataset
+from flipped_tasks.datasets import DatasetSpec, Rows, get_dataset
 from flipped_tasks.draws import generator
+from flipped_tasks.files import SUFFIXES, read_file
 from flipped_tasks.prepared import reading
 
 MAX_EXAMPLES = 500_000  # a larger training set is sampled down to this, once (model cards)
 SAMPLING_SEED = 0
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _ROWS_PER_READ = 256
 
 
@@ -38,7 +37,7 @@ def load_rows(dataset: str, split: str, data_dir: str | None = None) -> list[dic
     Args:
       dataset: promptsource's name, such as 'super_glue/rte'.
       split: such as 'validation' or 'dev_r1'.
-      data_dir: a folder with `<dataset, / as __>/<split>.jsonl`, `.jsonl.gz` or `.parquet`, or with what
+      data_dir: a folder with `<dataset, / as __>/<split>.jsonl`, `.jsonl.gz`, `.parquet` or `.csv`, or with what
         `flipped data prepare` has stored there (labelled rows only); None for the embedded world.
 
     Raises:
@@ -80,16 +79,7 @@ def load_payloads(dataset: str, split: str, data_dir: str | None = None) -> list
         return [orjson.dumps(row) for row in embedded.generate(dataset, split)]
     if (stored := find_prepared(dataset, data_dir)) is not None:
         return list(stored.rows(split))
-    return list(read_file(_find_file(spec.name, split, data_dir)))
-
-
-def read_file(path: pathlib.Path) -> Iterator[bytes]:
-    """The rows of a `.jsonl`, `.jsonl.gz` or `.parquet` file, each as its JSON bytes.
-
-    Raises:
-      UserError: it cannot be read, or a line is no JSON object; names the file and the line.
-    """
-    return _read_parquet(path) if path.suffix == ".parquet" else _read_json_lines(path)
+    return list(read_file(_find_file(spec.name, split, data_dir), spec.columns))
 
 
 def split_names(dataset: str, data_dir: str | None = None) -> tuple[str, ...]:
@@ -118,6 +108,11 @@ def split_names(dataset: str, data_dir: str | None = None) -> tuple[str, ...]:
 
 
 def _folder(dataset: str, data_dir: str) -> pathlib.Path:
+    if "://" in data_dir:
+        raise UserError(
+            f"dataset {dataset!r} is not prepared in {data_dir}; expected after "
+            f"`flipped data prepare {dataset} --from … --data_dir {data_dir}`"
+        )
     root = pathlib.Path(data_dir).expanduser()
     if not root.is_dir():
         raise UserError(f"data folder {str(root)!r} does not exist")
@@ -136,41 +131,6 @@ def _find_file(dataset: str, split: str, data_dir: str) -> pathlib.Path:
     raise unknown(f"split of {dataset!r} in {str(folder)!r}", split, split_names(dataset, data_dir))
 
 
-def _read_json_lines(path: pathlib.Path) -> Iterator[bytes]:
-    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
-    number = 0
-    try:
-        with opener(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line := line.strip():
-                    _check_json(line, path, number)
-                    yield line
-    except (OSError, EOFError) as error:
-        raise UserError(f"cannot read {path} after line {number}: {error}") from error
-
-
-def _check_json(line: bytes, path: pathlib.Path, number: int) -> None:
-    try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number}: not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{path}, line {number}: expected an object, got {type(row).__name__}")
-
-
-def _read_parquet(path: pathlib.Path) -> Iterator[bytes]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=4096):
-                for row in batch.to_pylist():
-                    yield orjson.dumps(row, default=str)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-
-
 class Payloads:
     """The labelled rows of one split.
 
@@ -186,12 +146,17 @@ class Payloads:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def part(self, index: int, count: int) -> Payloads:
+        """The rows of part `index` of `count`, all of one size but for the last."""
+        size = -(-len(self) // count)
+        own = slice(index * size, (index + 1) * size)
+        return Payloads(self.rows[own], self.numbers[own], self.dropped)
 
-@functools.lru_cache(maxsize=128)
+
 def labelled_payloads(
     dataset: str, split: str, data_dir: str | None, limit: int | None = MAX_EXAMPLES
 ) -> Payloads:
-    """Checks every row against the catalog, drops and counts those without a label.
+    """Checks every row against the catalog, drops and counts those without a label; once in a process.
 
     What is prepared was checked when it was stored: it is opened at once, and gives the same as its source.
 
@@ -201,6 +166,14 @@ def labelled_payloads(
     Raises:
       UserError: a row contradicts the catalog, or no row has a label.
     """
+    return _labelled_payloads(dataset, split, data_dir, limit, get_dataset(dataset).rows)
+
+
+@functools.lru_cache(maxsize=128)
+def _labelled_payloads(
+    dataset: str, split: str, data_dir: str | None, limit: int | None, rows_of: Rows | None
+) -> Payloads:
+    """As above; `rows_of` tells datasets of one's own apart that have had the same name."""
     spec = get_dataset(dataset)
     if (stored := find_prepared(dataset, data_dir)) is not None:
         kept, dropped = reading.labelled_rows(stored, split, limit, SAMPLING_SEED)
@@ -236,16 +209,30 @@ class RowSource(seqio.DataSource):
     """
 
     def __init__(
-        self, name: str, load: Callable[[str], Payloads], splits: Callable[[], Sequence[str]]
+        self,
+        name: str,
+        load: Callable[[str], Payloads],
+        splits: Callable[[], Sequence[str]],
+        rows_per_shard: int | None = None,
     ):
-        """Args: name: what the order is drawn for; load: split → its rows; splits: the splits at hand."""
-        self._set_up(name, load, splits)
+        """Arguments:
+        name: what the order is drawn for.
+        load: split → its rows.
+        splits: the splits at hand.
+        rows_per_shard: cuts a split into shards, for workers that cache it together; None makes it one.
+        """
+        self._set_up(name, load, splits, rows_per_shard)
         super().__init__(splits=(), performs_internal_shuffling=True)
 
     def _set_up(
-        self, name: str, load: Callable[[str], Payloads], splits: Callable[[], Sequence[str]]
+        self,
+        name: str,
+        load: Callable[[str], Payloads],
+        splits: Callable[[], Sequence[str]],
+        rows_per_shard: int | None = None,
     ) -> None:
         self.name = name
+        self._rows_per_shard = rows_per_shard
         self._load = load
         self._find_splits = splits
         self._lock = threading.Lock()
@@ -263,8 +250,11 @@ class RowSource(seqio.DataSource):
         return False
 
     def list_shards(self, split: str) -> Sequence[str]:
-        """One shard: SeqIO then deals the examples out to the hosts one by one."""
-        return [split]
+        """The names of the shards. Of one, SeqIO deals the examples out to the hosts one by one."""
+        if self._rows_per_shard is None:
+            return [split]
+        count = -(-self.num_input_examples(split) // self._rows_per_shard)
+        return [f"{split}-{number}" for number in range(count)]
 
     def payloads(self, split: str) -> Payloads:
         """The rows of a split, loaded once."""
@@ -284,8 +274,10 @@ class RowSource(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **_: Any,
     ) -> tf.data.Dataset:
-        """One pass over the split; inside a `stream.Reading` it starts where that reading starts."""
+        """One pass over the split or its shard; inside a `stream.Reading` it starts where that starts."""
         payloads = self.payloads(split)
+        if self._rows_per_shard is not None and shard_info is not None:
+            payloads = payloads.part(shard_info.index, shard_info.num_shards)
         size = len(payloads)
         order = np.arange(size)
         if shuffle:

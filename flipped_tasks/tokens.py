@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import sentencepiece
 
 from flipped_errors import UserError
-from flipped_tasks.methods import NUM_SENTINELS, Formatted, Piece, PieceKind
+from flipped_tasks.methods import NUM_SENTINELS, Formatted, Piece, PieceKind, with_choice
 
 _ROW_MULTIPLE = 128  # embedding rows are padded to it: 32,100 become T5's 32,128
+_SPACE = "▁"  # how SentencePiece writes a space
 _SHORT = 256  # characters; instruction and options repeat, long instance texts rarely do
 
 
@@ -39,6 +40,8 @@ class Vocabulary:
         self._short = functools.lru_cache(maxsize=32768)(self._encode)
         self._long = functools.lru_cache(maxsize=512)(self._encode)
         self.prefix = functools.lru_cache(maxsize=512)(self._prefix)
+        self._cut_pieces = functools.lru_cache(maxsize=64)(processor.encode_as_pieces)
+        self.spans = functools.lru_cache(maxsize=4096)(self._spans)
 
     @classmethod
     def from_file(cls, path: str | pathlib.Path) -> Vocabulary:
@@ -69,20 +72,30 @@ class Vocabulary:
         """A beginning of `text` that has at most `count` ids, and with one more character would have more."""
         if count <= 0:
             return ""
-        pieces = self._processor.encode_as_pieces(text)
+        pieces = self._cut_pieces(text)
         if len(pieces) <= count:
             return text
         # Near enough: normalising may change lengths, and a cut the pieces before it.
         size = min(len("".join(pieces[:count])), len(text) - 1)
-        while size and len(self._encode(text[:size])) > count:
+        counts = _PrefixCounts(text, pieces, self)
+        while size and counts[size] > count:
             size -= 1
-        while len(self._encode(text[: size + 1])) <= count:
+        while counts[size + 1] <= count:
             size += 1
         return text[:size]
+
+    def _spans(self, pieces: tuple[Piece, ...]) -> tuple[int, ...]:
+        """Ids of FLIPPED's targets, of which a template has few: kept, unlike those of other texts."""
+        kinds: list[PieceKind] = ["instruction"] * len(pieces)
+        return tuple(_ids(pieces, kinds, self))
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Ids of a text without eos; sentinels are not looked for in it."""
         return self._short(text) if len(text) <= _SHORT else self._long(text)
+
+    def count(self, text: str) -> int:
+        """The number of ids of a text that `prefix` may be asked to shorten."""
+        return len(self._short(text) if len(text) <= _SHORT else self._cut_pieces(text))
 
     def encode(self, text: str) -> list[int]:
         """Like `encode_text`, as a new list."""
@@ -109,6 +122,30 @@ class Vocabulary:
         if not 0 <= k < NUM_SENTINELS:
             raise ValueError(f"sentinel: expected 0 to {NUM_SENTINELS - 1}, got {k}")
         return self._pieces + NUM_SENTINELS - 1 - k
+
+
+class _PrefixCounts:
+    """The numbers of ids of a text's beginnings: a word at a time, for no token runs across a space."""
+
+    def __init__(self, text: str, pieces: Sequence[str], vocab: Vocabulary) -> None:
+        self._text, self._vocab = text, vocab
+        self._words: dict[int, int] = {}  # where a word begins → ids before it
+        # Of text that normalising leaves as it is, the pieces tell where each word's ids begin.
+        self._starts: list[int] = []
+        if text.isascii() and text.isprintable():
+            starts = [place for place, piece in enumerate(pieces) if piece.startswith(_SPACE)]
+            self._starts = starts if len(starts) == text.count(" ") + 1 else []
+
+    def __getitem__(self, size: int) -> int:
+        begin = self._text.rfind(" ", 0, size) + 1
+        return self._before(begin) + len(self._vocab._encode(self._text[begin:size]))
+
+    def _before(self, begin: int) -> int:
+        if self._starts:
+            return self._starts[self._text.count(" ", 0, begin)]
+        if begin not in self._words:
+            self._words[begin] = len(self._vocab._encode(self._text[:begin]))
+        return self._words[begin]
 
 
 @dataclass(frozen=True)
@@ -150,19 +187,48 @@ def encode(
     for name in ("inputs", "targets"):
         if lengths.get(name, 0) < 1:
             raise UserError(f"lengths[{name!r}]: expected at least 1, got {lengths.get(name)!r}")
+    inputs, inputs_cut = _encode_inputs(formatted, vocab, lengths["inputs"], input_eos)
+    targets = formatted.targets
+    ids = vocab.spans(targets) if len(targets) > 1 else vocab.encode_text(str(targets[0]))
+    room = lengths["targets"] - 1
+    return Encoded(inputs, [*ids[:room], vocab.eos], inputs_cut, max(0, len(ids) - room))
+
+
+def encode_with_choice(
+    flipped: Formatted,
+    encoded: Encoded,
+    option: str,
+    vocab: Vocabulary,
+    lengths: Mapping[str, int],
+    input_eos: bool = True,
+) -> list[int]:
+    """The inputs that `encode` gives for `methods.with_choice(flipped, option)`.
+
+    Args:
+      flipped: a FLIPPED example.
+      encoded: what `encode` gave for it, with the same further arguments; where nothing is cut, only the choice
+        is encoded anew.
+      option: the text of another choice.
+    """
+    other = with_choice(flipped, option)
+    end = [vocab.eos] if input_eos else []
+    old, new = (vocab.encode_text(str(one.inputs[-1])) for one in (flipped, other))
+    head = len(encoded.inputs) - len(end) - len(old)
+    if encoded.inputs_cut or head + len(new) + len(end) > lengths["inputs"]:
+        return _encode_inputs(other, vocab, lengths["inputs"], input_eos)[0]
+    return [*encoded.inputs[:head], *new, *end]
+
+
+def _encode_inputs(
+    formatted: Formatted, vocab: Vocabulary, length: int, input_eos: bool
+) -> tuple[list[int], int]:
+    """At most `length` ids, and how many were cut."""
     end = [vocab.eos] if input_eos else []
     whole = _ids(formatted.inputs, formatted.input_kinds, vocab)
-    inputs = whole
-    if len(whole) > lengths["inputs"] - len(end):
-        inputs = _fit(formatted, vocab, lengths["inputs"] - len(end))
-    targets = _ids(formatted.targets, ["instruction"] * len(formatted.targets), vocab)
-    room = lengths["targets"] - 1
-    return Encoded(
-        inputs=inputs + end,
-        targets=targets[:room] + [vocab.eos],
-        inputs_cut=len(whole) - len(inputs),
-        targets_cut=max(0, len(targets) - room),
-    )
+    if len(whole) <= length - len(end):
+        return whole + end, 0
+    inputs = _fit(formatted, vocab, length - len(end))
+    return inputs + end, len(whole) - len(inputs)
 
 
 def _ids(pieces: Sequence[Piece], kinds: Sequence[PieceKind], vocab: Vocabulary) -> list[int]:
@@ -170,23 +236,20 @@ def _ids(pieces: Sequence[Piece], kinds: Sequence[PieceKind], vocab: Vocabulary)
     output piece begins with whitespace or stands alone, where no token runs across, and is encoded
     on its own."""
     ids: list[int] = []
-    texts: list[str] = []
-
-    def flush() -> None:
-        if texts:
-            ids.extend(vocab.encode_text("".join(texts)))
-            texts.clear()
-
+    run = ""
     for piece, kind in zip(pieces, kinds, strict=True):
-        if isinstance(piece, int):
-            flush()
-            ids.append(vocab.sentinel(piece))
-        elif kind == "output":
-            flush()
-            ids.extend(vocab.encode_text(piece))
+        if isinstance(piece, str) and kind != "output":
+            run += piece
+            continue
+        if run:
+            ids += vocab.encode_text(run)
+            run = ""
+        if isinstance(piece, str):
+            ids += vocab.encode_text(piece)
         else:
-            texts.append(piece)
-    flush()
+            ids.append(vocab.sentinel(piece))
+    if run:
+        ids += vocab.encode_text(run)
     return ids
 
 
@@ -215,7 +278,7 @@ def _shorten(
 ) -> bool:
     """Takes at least `surplus` ids from the longest instance pieces; False where none is left."""
     counts = {
-        place: len(vocab.encode_text(str(piece)))
+        place: vocab.count(str(piece))
         for place, (piece, kind) in enumerate(zip(pieces, kinds, strict=True))
         if kind == "instance" and piece
     }

@@ -33,6 +33,7 @@ from mixtures import catalog as _catalog  # noqa: F401  (its names are taken)
 RECIPE = "train"  # the mixture of the catalog's training datasets: direct_train, channel_train, flipped_train
 _ADDED: dict[str, dict[str, float]] = {}  # mixture → dataset → rate
 _OWN: list[str] = []
+_BEFORE: dict[str, DatasetSpec] = {}  # datasets as they were before templates were left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +68,13 @@ def add_dataset(
 
     Args:
       name: another than the names that are taken.
-      source: a folder with `<split>.jsonl`, `.jsonl.gz` or `.parquet`; or split → file, rows, or a function that
-        gives rows. It is read when it is first needed.
+      source: a folder with `<split>.jsonl`, `.jsonl.gz`, `.parquet` or `.csv`; or split → file, rows, or a function
+        that gives rows. It is read when it is first needed.
       label_column: says which choice is correct; rows in which it is null or in `unlabelled` are dropped and counted.
       templates: `Template`s; a YAML file in promptsource's form; or a dataset whose templates promptsource has.
       label_values: the labels that may occur, or `label_in`: the column that lists them for each row.
-      columns: column → type name, checked in each row; None checks the label column only.
+      columns: column → 'string', 'int', 'any', a list of one of these or a dict of columns: must be in each row, and
+        types the cells of CSV. None asks for the label column only; other cells of CSV are text then.
 
     Raises:
       UserError: the name is taken, a template is without choices or not valid, or `columns` lacks the label column.
@@ -89,16 +91,17 @@ def add_dataset(
         raise UserError(
             f"dataset {name!r}: label_column: expected one of its columns, got {label_column!r}; nearest: {near}"
         )
+    types = dict(columns) if columns is not None else {label_column: "any"}
     spec = DatasetSpec(
         name=name,
         hub_id="",
-        columns=dict(columns) if columns is not None else {label_column: "any"},
+        columns=types,
         splits={},
         label_column=label_column,
         label_values=None if label_values is None else tuple(label_values),
         label_in=label_in,
         unlabelled=tuple(unlabelled),
-        rows=OwnRows(name, source),
+        rows=OwnRows(name, source, types),
     )
     promptsource.register_templates(name, _templates(name, templates))
     _OWN.append(name)
@@ -190,6 +193,31 @@ def add_to_mixture(mixture: str, dataset: str, rate: float) -> None:
     inside[dataset] = float(rate)
 
 
+def exclude_templates(templates: Mapping[str, Sequence[str]], why: str = "left out") -> None:
+    """Takes templates out of the training of every method: {'qasc': ['is_correct_2']}.
+
+    Args:
+      templates: dataset → names of templates.
+      why: what commands say of them.
+
+    Raises:
+      UserError: an unknown dataset or template.
+    """
+    if not isinstance(templates, Mapping):
+        raise UserError(
+            f"exclude_templates: expected {{dataset: [template, …]}}, got {templates!r}"
+        )
+    for dataset, names in templates.items():
+        spec = get_dataset(dataset)
+        if isinstance(names, str):
+            raise UserError(f"exclude_templates: {dataset!r}: expected a list, got {names!r}")
+        for name in names:
+            promptsource.load_template(dataset, name)
+        left_out = {**spec.excluded_templates, **dict.fromkeys(names, why)}
+        _BEFORE.setdefault(dataset, spec)
+        register_dataset(dataclasses.replace(spec, excluded_templates=left_out))
+
+
 def added(mixture: str = RECIPE) -> dict[str, float]:
     """dataset → rate of what was added to a mixture."""
     return dict(_ADDED.get(mixture, {}))
@@ -203,6 +231,16 @@ def mixture_names() -> list[str]:
 def own_datasets() -> list[str]:
     """The names given to `add_dataset`, in that order."""
     return list(_OWN)
+
+
+def forget_all() -> None:
+    """Takes back all that this module's functions did, in notebooks and tests."""
+    for spec in _BEFORE.values():
+        register_dataset(spec)
+    _BEFORE.clear()
+    for name in own_datasets():
+        forget(name)
+    _ADDED.clear()
 
 
 def forget(name: str) -> None:

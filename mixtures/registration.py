@@ -11,7 +11,12 @@ from collections.abc import Sequence
 import seqio
 
 from flipped_errors import unknown
-from flipped_tasks.datasets import dataset_names, usable_templates
+from flipped_tasks.datasets import (
+    dataset_names,
+    get_dataset,
+    training_templates,
+    usable_templates,
+)
 from flipped_tasks.embedded import warmup_texts
 from flipped_tasks.methods import METHODS
 from flipped_tasks.mixing import RowMixture
@@ -110,7 +115,8 @@ def register(
     for method in methods:
         parts = []
         for dataset in weights:
-            templates = usable_templates(dataset, method) if by_template else [None]
+            spec = get_dataset(dataset)
+            templates = training_templates(spec, method) if by_template else [None]
             for template in templates:
                 task = register_task(dataset, method, template, data_dir, vocab_path, input_eos)
                 parts.append((task.name, weights[dataset] / len(templates)))

@@ -1,71 +1,111 @@
-"""Checkpoints: `<model_dir>/checkpoints/<step>/{params,opt_state,about}`, written by Orbax.
+"""Checkpoints: `<model_dir>/checkpoints/<step>/{params,opt_state,about,progress}`, written by Orbax.
 
-A checkpoint appears under its final name only when it is complete. `about` is a JSON file with the step, the
-model's config and the optimizer's name, so that a checkpoint can be read without knowing what it holds.
+A checkpoint appears under its final name, with its commit marker, only when it is complete; one without the marker,
+or with files missing, is never read and never taken away in silence. `about` is a JSON file with the step, the model's
+config and the optimizer's name, so that a checkpoint can be read without knowing what it holds; `progress` is one with
+what else a run goes on from: position in the data, random key, metrics not yet reported.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import pathlib
+import re
+import sys
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from flipped_errors import UserError
+from t5_engine import checksums
 from t5_engine.config import STRUCTURE_FIELDS, T5Config
 from t5_engine.model import Params, abstract_params
 
 FOLDER = "checkpoints"
-_ITEMS = ("params", "opt_state", "about")
+COMMIT_MARKER = "commit_success.txt"  # Orbax writes it last, before the folder gets its final name
+_UNFINISHED = ocp.utils.TMP_DIR_SUFFIX  # behind the step in the name of a save under way
+_DELETED = ".deleted"
 
 # Orbax tells every step of its work at level INFO and warns about habits of its own.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 class Checkpoints:
-    """The checkpoints of one training run."""
+    """The checkpoints of one training run. Where it has several processes, all of them call each method."""
 
-    def __init__(self, model_dir: str | pathlib.Path, keep: int | None = None) -> None:
+    def __init__(
+        self, model_dir: epath.PathLike, keep: int | None = None, keep_every: int | None = None
+    ) -> None:
         """Opens (or makes) the folder.
 
         Args:
           model_dir: the run's folder.
           keep: how many of the newest to keep; None keeps all.
+          keep_every: those of each so many steps are kept whatever their age.
         """
-        self.folder = pathlib.Path(model_dir).absolute() / FOLDER
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            item_names=_ITEMS,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+        for name, value in (("keep", keep), ("keep_every", keep_every)):
+            if value is not None and value < 1:
+                raise UserError(f"{name}_checkpoints: expected at least 1 or None, got {value!r}")
+        self.folder = _absolute(model_dir) / FOLDER
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._keep, self._keep_every = keep, keep_every
+        self._saving: int | None = None
+        self._writer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(),
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._sign),
         )
 
     @property
     def newest(self) -> int | None:
-        """The step of the newest complete checkpoint; None where there is none."""
-        return self._manager.latest_step()
+        """The step of the newest whole checkpoint; None where there is none. Newer ones that are not are named."""
+        whole = _newest_whole(self.folder)
+        return None if whole is None else int(whole.name)
 
     def save(
-        self, step: int, params: Any, opt_state: Any, config: T5Config, optimizer: str
+        self,
+        step: int,
+        params: Any,
+        opt_state: Any,
+        config: T5Config,
+        optimizer: str,
+        progress: dict[str, Any] | None = None,
     ) -> None:
-        """Writes a checkpoint in the background; `wait` for it, or save the next one, to be sure that it stands."""
+        """Writes a checkpoint in the background; `wait` for it, or save the next one, to be sure that it stands.
+
+        Args:
+          step: the number of steps done.
+          params: the parameters.
+          opt_state: the optimizer's state.
+          config: the model's.
+          optimizer: its name.
+          progress: what else the run goes on from, ready for JSON.
+        """
+        self.wait()
+        if _is_primary():
+            _make_room(self.folder, step)
+        self._saving = step
         about = {"step": step, "optimizer": optimizer, "model": config.to_dict()}
-        self._manager.save(
-            step,
+        self._writer.save(
+            self.folder / str(step),
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(params),
                 opt_state=ocp.args.StandardSave(opt_state),
                 about=ocp.args.JsonSave(about),
+                progress=ocp.args.JsonSave(progress or {}),
             ),
-            force=True,
         )
+
+    def _sign(self) -> None:
+        """Called in the background when all files are written and the commit is not yet done."""
+        for folder in self.folder.glob(f"{self._saving}{_UNFINISHED}*"):
+            checksums.write(folder)
 
     def restore(
         self, step: int, params: Any, opt_state: Any, config: T5Config, optimizer: str
     ) -> tuple[Any, Any]:
-        """(params, opt_state) of a step.
+        """(params, opt_state) of a step, whatever mesh they were saved from.
 
         Args:
           step: one that exists.
@@ -85,8 +125,8 @@ class Checkpoints:
                 f"checkpoint {folder} was written with optimizer {about['optimizer']!r}, this run has "
                 f"{optimizer!r}; use another model_dir, or initial_checkpoint_path to take the parameters only"
             )
-        restored = self._manager.restore(
-            step,
+        restored = self._writer.restore(
+            folder,
             args=ocp.args.Composite(
                 params=ocp.args.StandardRestore(params),
                 opt_state=ocp.args.StandardRestore(opt_state),
@@ -94,42 +134,126 @@ class Checkpoints:
         )
         return restored["params"], restored["opt_state"]
 
+    def progress(self, step: int) -> dict[str, Any]:
+        """What was saved as `progress`; {} where nothing was."""
+        file = self.folder / str(step) / "progress" / "metadata"
+        return json.loads(file.read_text()) if file.exists() else {}
+
     def wait(self) -> None:
-        """Returns when all that was saved is complete on disk."""
-        self._manager.wait_until_finished()
+        """Returns when all that was saved is complete on disk; then deletes what need not be kept."""
+        self._writer.wait_until_finished()
+        if self._saving is not None and _is_primary():
+            self._delete_old()
+        self._saving = None
 
     def close(self) -> None:
         """Waits, then lets go of the folder."""
         self.wait()
-        self._manager.close()
+        self._writer.close()
+
+    def _delete_old(self) -> None:
+        if self._keep is None:
+            return
+        steps = sorted(int(child.name) for child in _steps(self.folder) if not broken(child))
+        for step in steps[: -self._keep]:
+            if self._keep_every is None or step % self._keep_every:
+                # Renamed first: half a checkpoint must never stand under a checkpoint's name.
+                (self.folder / str(step)).rename(self.folder / f"{step}{_DELETED}")
+        for child in self.folder.glob(f"*{_DELETED}"):
+            child.rmtree()
 
 
-def find(path: str | pathlib.Path) -> pathlib.Path:
-    """The folder of one checkpoint.
-
-    Args:
-      path: a checkpoint's own folder, or a run's folder, of which the newest is taken.
-
-    Raises:
-      UserError: there is no checkpoint.
-    """
-    path = pathlib.Path(path).absolute()
-    if (path / "about").is_dir():
-        return path
-    folder = path / FOLDER if (path / FOLDER).is_dir() else path
-    found = [child for child in _children(folder) if (child / "about").is_dir()]
-    if not found:
-        raise UserError(f"no checkpoint at {path}: expected a folder <step>/about there or below")
-    return max(found, key=lambda child: int(child.name))
+def _absolute(path: epath.PathLike) -> epath.Path:
+    path = epath.Path(path)
+    return path if "://" in str(path) else path.expanduser().absolute()
 
 
-def _children(folder: pathlib.Path) -> list[pathlib.Path]:
+def _is_primary() -> bool:
+    return jax.process_index() == 0
+
+
+def _steps(folder: epath.Path) -> list[epath.Path]:
+    """The folders with a checkpoint's final name, whole or not."""
     return [child for child in folder.iterdir() if child.name.isdigit()] if folder.is_dir() else []
 
 
-def read_about(folder: str | pathlib.Path) -> dict[str, Any]:
+def broken(folder: epath.Path) -> str | None:
+    """Why a checkpoint must not be read; None where it is whole."""
+    if not (folder / COMMIT_MARKER).exists():
+        return f"it has no commit marker ({COMMIT_MARKER})"
+    for name in ("params", "about"):
+        if not (folder / name).is_dir():
+            return f"{name} is missing"
+    found = checksums.differences(folder, contents=False)
+    return found[0] if found else None
+
+
+def _newest_whole(folder: epath.Path) -> epath.Path | None:
+    """The newest whole checkpoint; each newer one that is not, or was left by a save that did not end, is told."""
+    reasons = []
+    newest = None
+    for child in sorted(_steps(folder), key=lambda child: int(child.name), reverse=True):
+        reason = broken(child)
+        if reason is None:
+            newest = child
+            break
+        reasons.append(f"{child} is not whole ({reason})")
+    for child in folder.glob(f"*{_UNFINISHED}*") if folder.is_dir() else ():
+        number = re.match(r"\d+", child.name)
+        if number and (newest is None or int(number[0]) > int(newest.name)):
+            reasons.append(f"{child} was left by a save that did not end")
+    for reason in reasons:
+        instead = f"; {newest} is used" if newest else "; no older one is there"
+        _tell(f"warning: checkpoint {reason}{instead}")
+    return newest
+
+
+def _make_room(folder: epath.Path, step: int) -> None:
+    """Takes aside what is not whole and in the way of a save of that step, and says so."""
+    place = folder / str(step)
+    if place.exists():
+        reason = broken(place)
+        if reason is None:
+            raise UserError(f"checkpoint {place} exists; existing checkpoints are not overwritten")
+        aside = folder / f"{step}.incomplete"
+        while aside.exists():
+            aside = aside.with_name(f"{aside.name}.again")
+        place.rename(aside)
+        _tell(f"warning: checkpoint {place} is not whole ({reason}); it is kept as {aside}")
+    for unfinished in folder.glob(f"{step}{_UNFINISHED}*"):
+        _tell(f"warning: {unfinished}, left by a save that did not end, is replaced")
+
+
+def _tell(line: str) -> None:
+    if _is_primary():
+        print(line, file=sys.stderr, flush=True)
+
+
+def find(path: epath.PathLike) -> epath.Path:
+    """The folder of one checkpoint.
+
+    Args:
+      path: a checkpoint's own folder, or a run's folder, of which the newest whole one is taken.
+
+    Raises:
+      UserError: there is no whole checkpoint.
+    """
+    path = _absolute(path)
+    if (path / "about").is_dir():
+        reason = broken(path)
+        if reason is not None:
+            raise UserError(f"checkpoint {path} is not whole: {reason}")
+        return path
+    folder = path / FOLDER if (path / FOLDER).is_dir() else path
+    newest = _newest_whole(folder)
+    if newest is None:
+        raise UserError(f"no checkpoint at {path}: expected a folder <step>/about there or below")
+    return newest
+
+
+def read_about(folder: epath.PathLike) -> dict[str, Any]:
     """{"step", "optimizer", "model"} of the checkpoint in that folder."""
-    file = pathlib.Path(folder) / "about" / "metadata"
+    file = epath.Path(folder) / "about" / "metadata"
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -138,7 +262,7 @@ def read_about(folder: str | pathlib.Path) -> dict[str, Any]:
         ) from error
 
 
-def load(path: str | pathlib.Path, shardings: Any = None) -> tuple[Params, T5Config, int]:
+def load(path: epath.PathLike, shardings: Any = None) -> tuple[Params, T5Config, int]:
     """The parameters of a checkpoint, without the optimizer.
 
     Args:
@@ -159,7 +283,7 @@ def load(path: str | pathlib.Path, shardings: Any = None) -> tuple[Params, T5Con
     return params, config, int(about["step"])
 
 
-def load_for(path: str | pathlib.Path, config: T5Config, shardings: Any = None) -> Params:
+def load_for(path: epath.PathLike, config: T5Config, shardings: Any = None) -> Params:
     """The parameters of a checkpoint that must be of the size of `config`; `UserError` where it is not."""
     folder = find(path)
     refuse_other_model(folder, T5Config.from_dict(read_about(folder)["model"]), config)
@@ -178,7 +302,7 @@ def with_shardings(abstract: Any, shardings: Any) -> Any:
     )
 
 
-def refuse_other_model(folder: pathlib.Path, there: T5Config, here: T5Config) -> None:
+def refuse_other_model(folder: epath.PathLike, there: T5Config, here: T5Config) -> None:
     """A `UserError` that names each size in which the checkpoint (`there`) and the run (`here`) differ."""
     differences = [
         f"{name} is {getattr(there, name)} there and {getattr(here, name)} here"

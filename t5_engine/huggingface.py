@@ -1,6 +1,7 @@
 """The names under which Hugging Face's `T5ForConditionalGeneration` keeps the same parameters.
 
 Only names and transpositions, in numpy: PyTorch keeps a linear layer's weight as [out, in], we as [in, out].
+`t5_engine.huggingface_folder` reads and writes the files.
 """
 
 from __future__ import annotations
@@ -8,24 +9,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
+import flax.traverse_util
 import numpy as np
 
 from flipped_errors import UserError
 from t5_engine.config import T5Config
-from t5_engine.model import STACKED, STACKS, Params, abstract_params, stack, unstack
+from t5_engine.model import STACKED, STACKS, Params
+from t5_engine.weights import Path, as_float32, layers_of, leaves
 
-# (our path, their path, whether the two are each other's transpose), for the whole model and for each layer.
-Name = tuple[tuple[str, ...], str, bool]
-
-_PROJECTIONS = (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o"))
-_WHOLE: tuple[Name, ...] = (
-    (("token_embedder", "embedding"), "shared.weight", False),
-    (("encoder", "encoder_norm", "scale"), "encoder.final_layer_norm.weight", False),
-    (("decoder", "decoder_norm", "scale"), "decoder.final_layer_norm.weight", False),
-    (("decoder", "logits_dense", "kernel"), "lm_head.weight", True),
-)
-_SUBLAYERS = {
+_WHOLE = {
+    ("token_embedder", "embedding"): "shared.weight",
+    ("encoder", "encoder_norm", "scale"): "encoder.final_layer_norm.weight",
+    ("decoder", "decoder_norm", "scale"): "decoder.final_layer_norm.weight",
+    ("decoder", "logits_dense", "kernel"): "lm_head.weight",
+} | {
+    (side, "relpos_bias", "rel_embedding"): (
+        f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    )
+    for side in STACKS
+}
+# (norm, block, their name of the block) of each part of a layer.
+_PARTS = {
     "encoder": (
         ("pre_attention_layer_norm", "attention", "SelfAttention"),
         ("pre_mlp_layer_norm", "mlp", "DenseReluDense"),
@@ -36,47 +40,66 @@ _SUBLAYERS = {
         ("pre_mlp_layer_norm", "mlp", "DenseReluDense"),
     ),
 }
+_KERNELS = {"query": "q", "key": "k", "value": "v", "out": "o"}  # "wi_0", "wi_1", "wo": the same
+# The embedding under two more names; a folder may have them or not.
+COPIES = tuple(f"{side}.embed_tokens.weight" for side in STACKS)
+# Early conversions of T5 hold a table that no model reads.
+UNUSED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 
 
-def _names(config: T5Config) -> Iterator[Name]:
-    yield from _WHOLE
-    for side, layers in (
-        ("encoder", config.num_encoder_layers),
-        ("decoder", config.num_decoder_layers),
-    ):
-        table = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        yield (side, "relpos_bias", "rel_embedding"), table, True
-        for layer in range(layers):
-            ours = (side, f"{STACKED}_{layer}")
-            for position, (norm, block, their_block) in enumerate(_SUBLAYERS[side]):
-                theirs = f"{side}.block.{layer}.layer.{position}"
-                yield (*ours, norm, "scale"), f"{theirs}.layer_norm.weight", False
-                kernels = (
-                    (("wi_0", "wi_0"), ("wi_1", "wi_1"), ("wo", "wo"))
-                    if block == "mlp"
-                    else _PROJECTIONS
-                )
-                for our_kernel, their_kernel in kernels:
-                    yield (
-                        (*ours, block, our_kernel, "kernel"),
-                        f"{theirs}.{their_block}.{their_kernel}.weight",
-                        True,
-                    )
+def names_of(config: T5Config, path: Path) -> list[str]:
+    """Their names of one of our leaves: one for each layer, or a single one."""
+    if path in _WHOLE:
+        return [_WHOLE[path]]
+    side = path[0]
+    name = _name_in_layer(side, path[2:])
+    return [f"{side}.block.{i}.layer.{name}" for i in range(layers_of(config, path) or 0)]
+
+
+def is_transposed(path: Path) -> bool:
+    """Whether theirs is the transpose of ours (per layer)."""
+    return path[-1] in ("kernel", "rel_embedding")
+
+
+def names(config: T5Config) -> list[str]:
+    """All their names, without the copies of the embedding."""
+    return [name for path in leaves(config) for name in names_of(config, path)]
+
+
+def split(config: T5Config, path: Path, leaf: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """(their name, their array) of all that one of our leaves holds; views, no copies."""
+    stacked = leaf if STACKED in path else leaf[None]
+    for name, array in zip(names_of(config, path), stacked, strict=True):
+        yield name, array.T if is_transposed(path) else array
+
+
+def join(config: T5Config, path: Path, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The inverse of `split`: one of our leaves, float32, from their arrays.
+
+    Raises:
+      UserError: a parameter is missing or has another shape than the config says.
+    """
+    shape = leaves(config)[path].shape
+    own = shape[1:] if STACKED in path else shape
+    theirs = own[::-1] if is_transposed(path) else own
+    leaf = np.empty((len(names_of(config, path)), *own), np.float32)
+    for place, name in zip(leaf, names_of(config, path), strict=True):
+        if name not in tensors:
+            raise UserError(f"parameter {name!r}: expected in the state dictionary, not there")
+        array = as_float32(np.asarray(tensors[name]), theirs, name)
+        place[...] = array.T if is_transposed(path) else array
+    return leaf if STACKED in path else leaf[0]
 
 
 def to_state_dict(config: T5Config, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The parameters under Hugging Face's names, float32, each array with its own memory."""
-    unstacked = unstack(params)
     result = {}
-    for path, name, transposed in _names(config):
-        leaf: Any = unstacked
-        for part in path:
-            leaf = leaf[part]
-        array = np.asarray(leaf)
-        result[name] = np.array(array.T if transposed else array, order="C")
+    for path, leaf in flax.traverse_util.flatten_dict(dict(params)).items():
+        for name, array in split(config, path, np.asarray(leaf)):
+            result[name] = np.array(array, order="C")
     # A model without tied weights has these copies as parameters of their own.
-    for stack_name in STACKS:
-        result[f"{stack_name}.embed_tokens.weight"] = result["shared.weight"].copy()
+    for name in COPIES:
+        result[name] = result["shared.weight"].copy()
     return result
 
 
@@ -86,29 +109,8 @@ def from_state_dict(config: T5Config, tensors: Mapping[str, np.ndarray]) -> Para
     Raises:
       UserError: a parameter is missing or has another shape than the config says.
     """
-    expected = unstack(_placeholders(config))
-    result: Params = {}
-    for path, name, transposed in _names(config):
-        if name not in tensors:
-            raise UserError(f"parameter {name!r}: expected in the state dictionary, not there")
-        array = np.asarray(tensors[name], np.float32)
-        array = np.array(array.T if transposed else array, order="C")
-        shape: Any = expected
-        place = result
-        for part in path[:-1]:
-            shape, place = shape[part], place.setdefault(part, {})
-        shape = shape[path[-1]].shape
-        if array.shape != shape:
-            want, got = (shape[::-1], array.shape[::-1]) if transposed else (shape, array.shape)
-            raise UserError(f"parameter {name!r}: expected shape {list(want)}, got {list(got)}")
-        place[path[-1]] = array
-    return stack(result)
-
-
-def _placeholders(config: T5Config) -> Params:
-    """Arrays of the parameters' shapes that take no memory."""
-    return jax.tree.map(
-        lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract_params(config)
+    return flax.traverse_util.unflatten_dict(
+        {path: join(config, path, tensors) for path in leaves(config)}
     )
 
 
@@ -132,3 +134,49 @@ def config_fields(config: T5Config) -> dict[str, Any]:
         "pad_token_id": 0,
         "eos_token_id": 1,
     }
+
+
+def config_from_fields(fields: Mapping[str, Any], where: str) -> T5Config:
+    """The inverse of `config_fields`, from a folder's `config.json`.
+
+    Args:
+      fields: of the JSON object; a field that is missing has `transformers`' default.
+      where: the file, for messages.
+
+    Raises:
+      UserError: the model is no T5 v1.1; names the field, what was expected and what was got.
+    """
+    # transformers 5 writes tie_word_embeddings true for every T5, and keeps here what the folder said before.
+    tied = fields.get("tie_word_embeddings", True) and fields.get("scale_decoder_outputs", True)
+    expected = {
+        "model_type": ("t5", fields.get("model_type")),
+        "feed_forward_proj": ("gated-gelu", fields.get("feed_forward_proj", "relu")),
+        "tie_word_embeddings": (False, bool(tied)),
+    }
+    for name, (wanted, got) in expected.items():
+        if wanted != got:
+            raise UserError(f"{where}: {name}: expected {wanted!r}, as T5 v1.1 has it, got {got!r}")
+    layers = fields.get("num_layers", 6)
+    return T5Config(
+        vocab_size=fields.get("vocab_size", 32128),
+        emb_dim=fields.get("d_model", 512),
+        num_heads=fields.get("num_heads", 8),
+        head_dim=fields.get("d_kv", 64),
+        mlp_dim=fields.get("d_ff", 2048),
+        num_encoder_layers=layers,
+        num_decoder_layers=fields.get("num_decoder_layers") or layers,
+        dropout_rate=fields.get("dropout_rate", 0.1),
+        relative_attention_num_buckets=fields.get("relative_attention_num_buckets", 32),
+        relative_attention_max_distance=fields.get("relative_attention_max_distance", 128),
+        layer_norm_epsilon=fields.get("layer_norm_epsilon", 1e-6),
+    )
+
+
+def _name_in_layer(side: str, path: Path) -> str:
+    """Their name, from the part's number on, of a parameter within a layer."""
+    for position, (norm, block, their_block) in enumerate(_PARTS[side]):
+        if path == (norm, "scale"):
+            return f"{position}.layer_norm.weight"
+        if path[0] == block:
+            return f"{position}.{their_block}.{_KERNELS.get(path[1], path[1])}.weight"
+    raise KeyError(path)

@@ -1,7 +1,7 @@
 """The building blocks of T5.1.1: RMS norm, dense, relative positions, attention, gated feed-forward.
 
 Every parameter is declared once, with its shape, initialiser and logical axes ("embed", "joined_kv", "mlp",
-"vocab", "heads", "relpos_buckets"); `t5_engine.partitioning` maps these to the mesh. Names, shapes and
+"vocab", "norm", "heads", "relpos_buckets"); `t5_engine.axes` maps these to the mesh. Names, shapes and
 initialisers are T5X's (google-research/t5x, `examples/t5`), so that its checkpoints map one to one.
 """
 
@@ -15,16 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t5_engine.axes import constrain, gathered
 from t5_engine.config import T5Config
+from t5_engine.ragged import Ragged
 
 Initializer = Callable[[jax.Array, Sequence[int], Any], jax.Array]
 
-# Added to the attention logits of keys that must not be seen. Finite, so that a row of padding only (an example
-# of weight 0) gives a uniform softmax and not NaN.
-MASKED = -1e10
-
 ATTENTION_INIT: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 DENSE_INIT: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+EMBEDDING_INIT: Initializer = nn.initializers.normal(stddev=1.0)
 RELATIVE_INIT: Initializer = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
 # `matching_init`: by how much the chosen heads prefer the neighbouring word, in nats.
@@ -43,7 +42,7 @@ class RMSNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param(
             "scale",
-            nn.with_logical_partitioning(nn.initializers.ones, ("embed",)),
+            nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
             (self.config.emb_dim,),
             jnp.float32,
         )
@@ -73,8 +72,27 @@ class Dense(nn.Module):
             jnp.float32,
         )
         # As one matrix product of all positions: XLA's CPU compiler runs it faster than a batched one.
-        flat = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        return jnp.dot(flat, kernel.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
+        flat = constrain(x.astype(self.dtype).reshape(-1, x.shape[-1]), "batch", self.axes[0])
+        kernel = gathered(kernel.astype(self.dtype), *self.axes)
+        product = constrain(jnp.dot(flat, kernel), "batch", self.axes[1])
+        return product.reshape(*x.shape[:-1], self.features)
+
+
+class Embed(nn.Module):
+    """A table of words, [V, D] in float32: ids [...] -> [..., D] in `dtype`."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        axes = ("vocab", "embed")
+        table = self.param(
+            "embedding",
+            nn.with_logical_partitioning(EMBEDDING_INIT, axes),
+            (self.config.vocab_size, self.config.emb_dim),
+            jnp.float32,
+        )
+        return jnp.take(gathered(table.astype(self.config.dtype), *axes), tokens, axis=0)
 
 
 def relative_position_bucket(
@@ -158,7 +176,12 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, memory: jax.Array, bias: jax.Array, deterministic: bool
+        self,
+        x: jax.Array,
+        memory: jax.Array,
+        bias: jax.Array,
+        deterministic: bool,
+        ragged: Ragged | None = None,
     ) -> jax.Array:
         """Attends from x to memory.
 
@@ -166,11 +189,13 @@ class Attention(nn.Module):
           x: queries [B, T, D].
           memory: keys and values [B', S, D]. B is a multiple of B': the B / B' consecutive rows of x that share
             a row of memory (the choices of one prompt) also share its keys and values.
-          bias: added to the logits, float32, broadcastable to [B', N, T * B / B', S].
+          bias: added to the logits, float32, broadcastable to [B', N, T * B / B', S]; with `ragged` as there.
           deterministic: True switches dropout off.
+          ragged: the sequences, where x and memory are rows of several: x [B, M, D], memory [B, M', D]. Without
+            dropout.
 
         Returns:
-          [B, T, D].
+          Of the shape of x.
         """
         config = self.config
         query_init, key_init = self._query_and_key_init()
@@ -182,11 +207,14 @@ class Attention(nn.Module):
         query = project("query", x, query_init)  # [B', T * B / B', N, H]
         key = project("key", memory, key_init)  # [B', S, N, H]
         value = project("value", memory, ATTENTION_INIT)
-        logits = jnp.einsum("BTNH,BSNH->BNTS", query, key, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits + bias, axis=-1).astype(config.dtype)
-        # The same keys are dropped for all queries of a head, as in T5X.
-        weights = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))(weights, deterministic)
-        mixed = jnp.einsum("BNTS,BSNH->BTNH", weights, value)
+        if ragged is None:
+            logits = jnp.einsum("BTNH,BSNH->BNTS", query, key, preferred_element_type=jnp.float32)
+            weights = jax.nn.softmax(logits + bias, axis=-1).astype(config.dtype)
+            # The same keys are dropped for all queries of a head, as in T5X.
+            weights = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))(weights, deterministic)
+            mixed = jnp.einsum("BNTS,BSNH->BTNH", weights, value)
+        else:
+            mixed = ragged.attend(query, key, value, bias)
         mixed = mixed.reshape(x.shape[0], -1, config.joined_kv)
         out = Dense(
             config.emb_dim, ("joined_kv", "embed"), ATTENTION_INIT, config.dtype, name="out"

@@ -18,8 +18,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from t5_engine.axes import data_size
 from t5_engine.config import T5Config
-from t5_engine.model import T5, Params
+from t5_engine.model import PAD, T5, Params
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -112,6 +113,7 @@ def objective(
     lambda_unlikelihood: float = 0.0,
     z_loss: float = 0.0,
     dropout_key: jax.Array | None = None,
+    divisor: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """The loss of a batch: L_LM + lambda * L_UL, each a mean over the batch's target tokens.
 
@@ -127,10 +129,12 @@ def objective(
       lambda_unlikelihood: the weight of L_UL. With 0, or without wrong inputs in the batch, the model runs once.
       z_loss: see `cross_entropy`.
       dropout_key: a key switches dropout on.
+      divisor: what sums over tokens are divided by: `divisor` of the whole batch where this is a part of one, so
+        that the parts' losses, gradients and metrics add up to the batch's. The batch's own where not given.
 
     Returns:
       (loss, metrics), metrics being float32 scalars: loss, loss_lm, loss_ul (without its factor), accuracy (of the
-      most probable next word), tokens, examples.
+      most probable next word), tokens (of targets), input_tokens (those with wrong choices included), examples.
     """
     inputs = batch["encoder_input_tokens"]
     decoder_inputs = batch["decoder_input_tokens"]
@@ -138,32 +142,50 @@ def objective(
     weights = batch["decoder_loss_weights"].astype(jnp.float32)
     with_wrong = bool(lambda_unlikelihood) and "wrong_encoder_input_tokens" in batch
     if with_wrong:
-        # One forward pass of twice the batch: right choices, then wrong ones.
-        inputs = jnp.concatenate([inputs, batch["wrong_encoder_input_tokens"]])
-        decoder_inputs = jnp.concatenate([decoder_inputs, decoder_inputs])
+        # One forward pass of twice the batch, on each device its right choices, then its wrong ones.
+        inputs = _both(inputs, batch["wrong_encoder_input_tokens"])
+        decoder_inputs = _both(decoder_inputs, decoder_inputs)
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
     logits = T5(config).apply(
         {"params": params}, inputs, decoder_inputs, deterministic=dropout_key is None, rngs=rngs
     )
-    rows = targets.shape[0]
-    found = statistics(logits, jnp.concatenate([targets, targets]) if with_wrong else targets)
-    right = TokenStatistics(*(value[:rows] for value in found))
-
-    tokens = jnp.sum(weights)
-    divisor = jnp.maximum(tokens, 1.0)
-    loss_lm = cross_entropy(right, weights, z_loss) / divisor
-    loss_ul = jnp.zeros(())
-    if with_wrong:
-        wrong = TokenStatistics(*(value[rows:] for value in found))
-        wrong_weights = weights * batch["wrong_weights"].astype(jnp.float32)[:, None]
-        loss_ul = unlikelihood(wrong, wrong_weights) / divisor
+    with jax.named_scope("loss"):
+        found = statistics(logits, _both(targets, targets) if with_wrong else targets)
+        right = TokenStatistics(*(_half(value, 0) for value in found)) if with_wrong else found
+        if divisor is None:
+            divisor = divisor_of(batch)
+        loss_lm = cross_entropy(right, weights, z_loss) / divisor
+        loss_ul = jnp.zeros(())
+        if with_wrong:
+            wrong = TokenStatistics(*(_half(value, 1) for value in found))
+            wrong_weights = weights * batch["wrong_weights"].astype(jnp.float32)[:, None]
+            loss_ul = unlikelihood(wrong, wrong_weights) / divisor
     loss = loss_lm + lambda_unlikelihood * loss_ul
     metrics = {
         "loss": loss,
         "loss_lm": loss_lm,
         "loss_ul": loss_ul,
         "accuracy": jnp.sum(right.hit * weights) / divisor,
-        "tokens": tokens,
+        "tokens": jnp.sum(weights),
+        "input_tokens": jnp.sum(inputs != PAD).astype(jnp.float32),
         "examples": jnp.sum(jnp.any(weights > 0, axis=-1)).astype(jnp.float32),
     }
     return loss, metrics
+
+
+def divisor_of(batch: Batch) -> jax.Array:
+    """The number of a batch's target tokens, at least 1: what makes sums over them means."""
+    return jnp.maximum(jnp.sum(batch["decoder_loss_weights"].astype(jnp.float32)), 1.0)
+
+
+def _both(first: jax.Array, second: jax.Array) -> jax.Array:
+    """[B, ...] twice -> [2B, ...], so that no device needs another's rows: for each of them first, then second."""
+    devices = data_size()
+    parts = [x.reshape(devices, -1, *x.shape[1:]) for x in (first, second)]
+    return jnp.concatenate(parts, axis=1).reshape(-1, *first.shape[1:])
+
+
+def _half(both: jax.Array, which: int) -> jax.Array:
+    """The inverse of `_both`: its first (0) or second (1) argument."""
+    parts = both.reshape(data_size(), 2, -1, *both.shape[1:])
+    return parts[:, which].reshape(-1, *both.shape[1:])

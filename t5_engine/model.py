@@ -18,13 +18,13 @@ import numpy as np
 from t5_engine.config import T5Config
 from t5_engine.layers import (
     DENSE_INIT,
-    MASKED,
     Attention,
     Dense,
     GatedMlp,
     RelativePositionBias,
     RMSNorm,
 )
+from t5_engine.ragged import MASKED, Ragged
 
 STACKS = ("encoder", "decoder")
 STACKED = "layers"
@@ -45,11 +45,13 @@ class EncoderLayer(nn.Module):
     deterministic: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x: jax.Array, bias: jax.Array, ragged: Ragged | None
+    ) -> tuple[jax.Array, None]:
         config, off = self.config, self.deterministic
         with jax.named_scope("attention"):
             y = RMSNorm(config, name="pre_attention_layer_norm")(x)
-            y = Attention(config, name="attention")(y, y, bias, off)
+            y = Attention(config, name="attention")(y, y, bias, off, ragged)
             x = x + _dropout(config, y, off)
         with jax.named_scope("mlp"):
             y = RMSNorm(config, name="pre_mlp_layer_norm")(x)
@@ -66,16 +68,22 @@ class DecoderLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, encoded: jax.Array, self_bias: jax.Array, cross_bias: jax.Array
+        self,
+        x: jax.Array,
+        encoded: jax.Array,
+        self_bias: jax.Array,
+        cross_bias: jax.Array,
+        ragged: tuple[Ragged | None, Ragged | None],
     ) -> tuple[jax.Array, None]:
         config, off = self.config, self.deterministic
         with jax.named_scope("self_attention"):
             y = RMSNorm(config, name="pre_self_attention_layer_norm")(x)
-            y = Attention(config, name="self_attention")(y, y, self_bias, off)
+            y = Attention(config, name="self_attention")(y, y, self_bias, off, ragged[0])
             x = x + _dropout(config, y, off)
         with jax.named_scope("cross_attention"):
             y = RMSNorm(config, name="pre_cross_attention_layer_norm")(x)
-            y = Attention(config, name="encoder_decoder_attention")(y, encoded, cross_bias, off)
+            attention = Attention(config, name="encoder_decoder_attention")
+            y = attention(y, encoded, cross_bias, off, ragged[1])
             x = x + _dropout(config, y, off)
         with jax.named_scope("mlp"):
             y = RMSNorm(config, name="pre_mlp_layer_norm")(x)
@@ -105,43 +113,61 @@ def _layers(layer: type[nn.Module], config: T5Config, length: int, inputs: int) 
 
 
 class Encoder(nn.Module):
-    """[B, S, D] embedded words, [B, S] True where there is a word -> [B, S, D]."""
-
-    config: T5Config
-
-    @nn.compact
-    def __call__(self, x: jax.Array, words: jax.Array, deterministic: bool) -> jax.Array:
-        config = self.config
-        relpos = RelativePositionBias(config, bidirectional=True, name="relpos_bias")
-        bias = relpos(x.shape[1], x.shape[1]) + padding_bias(words)
-        x = _dropout(config, x, deterministic)
-        layers = _layers(EncoderLayer, config, config.num_encoder_layers, inputs=1)
-        x, _ = layers(config, deterministic, name=STACKED)(x, bias)
-        x = RMSNorm(config, name="encoder_norm")(x)
-        return _dropout(config, x, deterministic)
-
-
-class Decoder(nn.Module):
-    """[B, T, D] embedded words, [B', S, D] encoded input, [B', S] its words -> logits [B, T, V] float32."""
+    """As `T5.encode`, of embedded words [B, S, D]."""
 
     config: T5Config
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, encoded: jax.Array, words: jax.Array, deterministic: bool
+        self,
+        x: jax.Array,
+        words: jax.Array | None,
+        deterministic: bool,
+        ragged: Ragged | None = None,
+    ) -> jax.Array:
+        config = self.config
+        relpos = RelativePositionBias(config, bidirectional=True, name="relpos_bias")
+        if ragged is None:
+            bias = relpos(x.shape[1], x.shape[1]) + padding_bias(words)
+        else:
+            bias = relpos(ragged.keys.shape[2], ragged.keys.shape[2])
+        x = _dropout(config, x, deterministic)
+        layers = _layers(EncoderLayer, config, config.num_encoder_layers, inputs=2)
+        x, _ = layers(config, deterministic, name=STACKED)(x, bias, ragged)
+        x = RMSNorm(config, name="encoder_norm")(x)
+        return _dropout(config, x, deterministic)
+
+
+class Decoder(nn.Module):
+    """As `T5.decode`, of embedded words [B, T, D]."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        encoded: jax.Array,
+        words: jax.Array | None,
+        deterministic: bool,
+        ragged: tuple[Ragged, Ragged] | None = None,
+        logits: bool = True,
     ) -> jax.Array:
         config = self.config
         relpos = RelativePositionBias(config, bidirectional=False, name="relpos_bias")
-        length = x.shape[1]
+        length = x.shape[1] if ragged is None else ragged[0].queries.shape[2]
         causal = np.where(np.tril(np.ones((length, length), bool)), 0.0, MASKED)  # [T, T]
         self_bias = relpos(length, length) + causal.astype(np.float32)
+        cross_bias = jnp.zeros((1, 1, 1, 1)) if words is None else padding_bias(words)
         x = _dropout(config, x, deterministic)
-        layers = _layers(DecoderLayer, config, config.num_decoder_layers, inputs=3)
+        layers = _layers(DecoderLayer, config, config.num_decoder_layers, inputs=4)
         x, _ = layers(config, deterministic, name=STACKED)(
-            x, encoded, self_bias, padding_bias(words)
+            x, encoded, self_bias, cross_bias, ragged or (None, None)
         )
         x = RMSNorm(config, name="decoder_norm")(x)
         x = _dropout(config, x, deterministic)
+        if not logits:
+            return x
         with jax.named_scope("logits"):
             dense = Dense(
                 config.vocab_size, ("embed", "vocab"), DENSE_INIT, "float32", name="logits_dense"
@@ -167,17 +193,32 @@ class T5(nn.Module):
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
 
-    def encode(self, tokens: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """[B, S] token ids, 0 for padding -> [B, S, D]."""
+    def encode(
+        self,
+        tokens: jax.Array,
+        *,
+        ragged: Ragged | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """What the decoder attends to, [B, S, D].
+
+        Args:
+          tokens: [B, S] ids, 0 for padding.
+          ragged: where rows hold several inputs: tokens are [B, M] then, the result [B, M, D].
+          deterministic: True switches dropout off.
+        """
         with jax.named_scope("encoder"):
-            return self.encoder(self.token_embedder(tokens), tokens != PAD, deterministic)
+            words = tokens != PAD if ragged is None else None
+            return self.encoder(self.token_embedder(tokens), words, deterministic, ragged)
 
     def decode(
         self,
         encoded: jax.Array,
-        words: jax.Array,
+        words: jax.Array | None,
         decoder_input_tokens: jax.Array,
         *,
+        ragged: tuple[Ragged, Ragged] | None = None,
+        logits: bool = True,
         deterministic: bool = True,
     ) -> jax.Array:
         """The logits of each target position.
@@ -187,6 +228,9 @@ class T5(nn.Module):
           words: [B', S] bool, True where the encoder's input has a word.
           decoder_input_tokens: [B, T], the target shifted right by one, 0 first. B is a multiple of B'; the
             B / B' consecutive rows that belong to one encoded input share its keys and values.
+          ragged: for self-attention and for cross-attention, where rows hold several inputs and targets: encoded
+            is [B, M', D] then, words None, decoder_input_tokens [B, M].
+          logits: False gives what the logits are a linear map of, [B, T, D].
           deterministic: True switches dropout off.
 
         Returns:
@@ -194,7 +238,7 @@ class T5(nn.Module):
         """
         with jax.named_scope("decoder"):
             x = self.token_embedder(decoder_input_tokens)
-            return self.decoder(x, encoded, words, deterministic)
+            return self.decoder(x, encoded, words, deterministic, ragged, logits)
 
     def __call__(
         self,

@@ -137,7 +137,8 @@ def per_layer(inner: optax.GradientTransformation) -> optax.GradientTransformati
 
 
 def _split(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    stacks = {name: params[name][STACKED] for name in STACKS}
+    # With their whole path, by which the state's layout on a mesh is derived from the parameters'.
+    stacks = {name: {name: {STACKED: params[name][STACKED]}} for name in STACKS}
     rest = dict(params)
     for name in STACKS:
         rest[name] = {key: value for key, value in params[name].items() if key != STACKED}
@@ -147,5 +148,5 @@ def _split(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 def _join(stacks: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
     joined = dict(rest)
     for name in STACKS:
-        joined[name] = {**rest[name], STACKED: stacks[name]}
+        joined[name] = {**rest[name], **stacks[name][name]}
     return joined

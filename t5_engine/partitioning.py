@@ -1,11 +1,12 @@
-"""Which device holds which part of an array: one mesh, one table of rules, everything else derived.
+"""Which device and which process holds which part of an array: one mesh, and all layouts from `axes.Layout`.
 
-The mesh has two axes: `data`, over which the batch is split, and `model`, over which weights are. Each parameter
-names its logical axes where it is declared (`t5_engine.layers`); `RULES` maps these names to the mesh.
+The mesh has two axes: `data`, over which the batch is split, and `model`, over which weights are.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,23 +16,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flipped_errors import UserError
+from t5_engine.axes import DATA, MODEL, Layout
 from t5_engine.config import T5Config
 from t5_engine.model import init_boxed
 
-DATA = "data"
-MODEL = "model"
-
-# From a logical axis to a mesh axis; None is "every device has all of it".
-RULES: tuple[tuple[str, str | None], ...] = (
-    ("batch", DATA),
-    ("vocab", MODEL),
-    ("joined_kv", MODEL),
-    ("mlp", MODEL),
-    ("embed", None),
-    ("layers", None),
-    ("heads", None),  # only of the relative-position tables, which are small
-    ("relpos_buckets", None),
-)
+Batch = Mapping[str, np.ndarray]
 
 
 def make_mesh(model_parallelism: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -52,33 +41,30 @@ def make_mesh(model_parallelism: int = 1, devices: Sequence[jax.Device] | None =
     return jax.make_mesh(shape, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
-def param_shardings(config: T5Config, mesh: Mesh) -> dict[str, Any]:
-    """A tree like the parameters, of `NamedSharding`.
+def param_shardings(config: T5Config, layout: Layout | Mesh) -> dict[str, Any]:
+    """A tree like the parameters, of `NamedSharding`; a mesh alone stands for its layout without FSDP.
 
     Raises:
-      UserError: a size is not a multiple of the mesh axis that splits it.
+      UserError: the rules leave an axis of a parameter out or map two of them to one mesh axis, or a size is not a
+        multiple of the mesh axis that splits it; the parameter is named.
     """
+    layout = layout if isinstance(layout, Layout) else Layout(layout)
     boxed = jax.eval_shape(lambda key: init_boxed(config, key), jax.random.key(0))
-    specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), RULES)
-    shapes = nn.unbox(boxed)
+    names = nn.get_partition_spec(boxed)
 
-    def sharding(path: Any, shape: jax.ShapeDtypeStruct, spec: PartitionSpec) -> NamedSharding:
-        for size, axis in zip(shape.shape, spec, strict=False):
-            if axis is not None and size % mesh.shape[axis]:
-                raise UserError(
-                    f"parameter {jax.tree_util.keystr(path, simple=True, separator='/')}: size {size} "
-                    f"is not a multiple of the {mesh.shape[axis]} devices of mesh axis {axis!r}"
-                )
-        return NamedSharding(mesh, spec)
+    def sharding(path: Any, leaf: jax.ShapeDtypeStruct, axes: PartitionSpec) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return layout.sharding(tuple(axes), f"parameter {name}", leaf.shape)
 
-    return jax.tree_util.tree_map_with_path(sharding, shapes, specs)
+    return jax.tree_util.tree_map_with_path(sharding, nn.unbox(boxed), names)
 
 
 def like_params(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
     """Shardings for an optimizer's state, given those of the parameters.
 
-    A leaf that has the path (its end) and the shape of a parameter is laid out like it. All others (counters,
-    Adafactor's row and column means, which are vectors) are whole on every device.
+    A leaf whose path ends with that of a parameter belongs to it. One of the parameter's shape is laid out like it;
+    Adafactor's means over the rows or the columns like the dimensions that are left. All others (counters, what
+    stands in for a mean that is not kept) are whole on every device.
 
     Args:
       tree: the state; arrays or `jax.ShapeDtypeStruct`.
@@ -96,12 +82,34 @@ def like_params(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
     def sharding(path: Any, leaf: Any) -> NamedSharding:
         names = _names(path)
         for start in range(len(names)):
-            shape, found = by_path.get(names[start:], (None, None))
-            if shape == leaf.shape:
-                return found
+            if names[start:] in by_path:
+                shape, found = by_path[names[start:]]
+                if leaf.shape == shape:
+                    return found
+                return _of_mean(names[:start], leaf.shape, shape, found) or whole(mesh)
         return whole(mesh)
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def _of_mean(
+    place: Sequence[str], shape: tuple[int, ...], of: tuple[int, ...], sharding: NamedSharding
+) -> NamedSharding | None:
+    """The layout of a factored second moment: a parameter's without the dimension that the mean was taken over.
+
+    optax takes `v_row` over the largest dimension and `v_col` over the second largest, the later one being the larger
+    of two equals; of a stack of layers [L, …] it sees one layer.
+    """
+    if len(of) < 2 or len(shape) != len(of) - 1 or not {"v_row", "v_col"} & set(place):
+        return None
+    last = len(of) - 2  # the dimensions of a layer are the last two
+    larger, smaller = sorted((last, last + 1), key=lambda dim: (of[dim], dim), reverse=True)
+    gone = larger if "v_row" in place else smaller
+    if shape != tuple(size for dim, size in enumerate(of) if dim != gone):
+        return None
+    spec = [*sharding.spec, *[None] * (len(of) - len(sharding.spec))]
+    del spec[gone]
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
 def _names(path: Any) -> tuple[str, ...]:
@@ -115,10 +123,68 @@ def whole(mesh: Mesh) -> NamedSharding:
 
 def by_rows(mesh: Mesh) -> NamedSharding:
     """Axis 0, the batch, split over the data axis."""
-    return NamedSharding(mesh, PartitionSpec(DATA))
+    return Layout(mesh).sharding(("batch",), "the batch")
 
 
-def pad_rows(batch: Mapping[str, np.ndarray], multiple: int) -> dict[str, np.ndarray]:
+@dataclasses.dataclass(frozen=True)
+class HostShare:
+    """Which rows of each global batch this process brings.
+
+    It reads share `index` of `count` equal shares of the batch. Where the processes outnumber what divides the batch,
+    `parts` of them read the same share and each brings its `part`.
+    """
+
+    index: int = 0
+    count: int = 1
+    part: int = 0
+    parts: int = 1
+
+    def rows(self, batch: Batch) -> dict[str, np.ndarray]:
+        """This process's rows of its share, padded with weight 0 to as many as the other parts have."""
+        if self.parts == 1:
+            return dict(batch)
+        padded = pad_rows(batch, self.parts)
+        size = len(next(iter(padded.values()))) // self.parts
+        return {
+            name: array[self.part * size : (self.part + 1) * size] for name, array in padded.items()
+        }
+
+
+def host_share(mesh: Mesh, batch_size: int, process: int | None = None) -> HostShare:
+    """The rows that a process brings to a batch of `batch_size` on that mesh.
+
+    Processes whose devices hold the same rows, as when one copy of the weights spans several, bring the same ones.
+
+    Args:
+      mesh: over all processes.
+      batch_size: of all processes together.
+      process: this one where not given.
+    """
+    process = jax.process_index() if process is None else process
+    rows_of: dict[int, list[int]] = {}
+    for row, devices in enumerate(mesh.devices):
+        for device in devices:
+            held = rows_of.setdefault(device.process_index, [])
+            if row not in held:
+                held.append(row)
+    groups = sorted({tuple(rows) for rows in rows_of.values()})
+    if sum(map(len, groups)) != mesh.shape[DATA] or len({len(group) for group in groups}) > 1:
+        raise UserError(
+            f"model_parallelism: expected devices of equal numbers of whole processes, got "
+            f"{mesh.shape[MODEL]} for processes with {_device_counts(mesh)} devices"
+        )
+    mine = groups.index(tuple(rows_of[process]))
+    count = math.gcd(batch_size, len(groups))
+    index, part = divmod(mine, len(groups) // count)
+    return HostShare(index, count, part, len(groups) // count)
+
+
+def _device_counts(mesh: Mesh) -> str:
+    processes = [device.process_index for device in mesh.devices.flat]
+    return " and ".join(sorted({str(processes.count(index)) for index in set(processes)}))
+
+
+def pad_rows(batch: Batch, multiple: int) -> dict[str, np.ndarray]:
     """The batch with rows of zeros (padding words, weight 0) up to a multiple of `multiple`."""
     rows = len(next(iter(batch.values())))
     missing = -rows % multiple
@@ -130,13 +196,17 @@ def pad_rows(batch: Mapping[str, np.ndarray], multiple: int) -> dict[str, np.nda
     }
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch onto the devices, padded to what the data axis needs."""
-    local = max(1, mesh.shape[DATA] // jax.process_count())
-    padded = pad_rows(batch, local)
+def put_batch(batch: Batch, mesh: Mesh, microbatches: int = 1) -> dict[str, jax.Array]:
+    """This process's rows of a batch onto the devices, padded so that each gets as many, in equal microbatches."""
+    held = [row for row, devices in enumerate(mesh.devices) if _is_ours(devices)]
+    padded = pad_rows(batch, len(held) * microbatches)
     if jax.process_count() == 1:
         return jax.device_put(padded, by_rows(mesh))
     return {
         name: jax.make_array_from_process_local_data(by_rows(mesh), array)
         for name, array in padded.items()
     }
+
+
+def _is_ours(devices: np.ndarray) -> bool:
+    return any(device.process_index == jax.process_index() for device in devices)

@@ -15,12 +15,31 @@ import tqdm
 
 METRICS_FILE = "metrics.jsonl"
 
+# What of a row depends on the machine and not only on the run.
+TIMES = (
+    "examples_per_second",
+    "tokens_per_second",
+    "steps_per_second",
+    "input_seconds",
+    "step_seconds",
+    "checkpoint_seconds",
+    "mfu",
+)
+
 
 class Reporter:
     """Collects the metrics of each step and reports their means every `period` steps."""
 
     def __init__(
-        self, model_dir: pathlib.Path, *, first_step: int, steps: int, period: int, label: str
+        self,
+        model_dir: pathlib.Path,
+        *,
+        first_step: int,
+        steps: int,
+        period: int,
+        label: str,
+        nominal_rate: float | None = None,
+        unreported: Mapping[str, float] | None = None,
     ) -> None:
         """Opens the files; what an earlier run wrote about steps after `first_step` is dropped.
 
@@ -30,44 +49,102 @@ class Reporter:
           steps: the number of steps in all.
           period: steps from one report to the next.
           label: the name that the bar and the lines begin with.
+          nominal_rate: FLOP/s of all devices together; None leaves the MFU out.
+          unreported: `unreported` of the run that this one goes on from, so that the next row is the same as without
+            the interruption.
         """
         self._file = model_dir / METRICS_FILE
         _drop_after(self._file, first_step)
         self._writer = tensorboardX.SummaryWriter(str(model_dir), purge_step=first_step + 1)
         self._steps, self._period, self._label = steps, period, label
+        self._nominal_rate = nominal_rate
         self._bar = (
             tqdm.tqdm(total=steps, initial=first_step, unit="step", desc=label, dynamic_ncols=True)
             if sys.stderr.isatty()
             else None
         )
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        self._sums = dict(unreported or {})
+        self._here: dict[str, float] = {}  # of the steps that this process itself has timed
         self._since = time.perf_counter()
 
-    def step(self, step: int, metrics: Mapping[str, float], learning_rate: float) -> None:
-        """Takes in the metrics of a step that is done (counted from 1)."""
-        for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
+    @property
+    def unreported(self) -> dict[str, float]:
+        """The sums over the steps since the last row."""
+        return dict(self._sums)
+
+    def step(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        *,
+        learning_rate: float,
+        positions: int,
+        flops: float,
+        input_seconds: float,
+    ) -> None:
+        """Takes in a step that is done.
+
+        Args:
+          step: its number, from 1.
+          metrics: as from the compiled step.
+          learning_rate: in force in the step.
+          positions: tokens of the batch's inputs and targets, padding included.
+          flops: the step's arithmetic.
+          input_seconds: how long the loop waited for the batch.
+        """
+        _add(self._sums, {**metrics, "positions": positions, "steps": 1})
+        tokens = metrics["tokens"] + metrics["input_tokens"]
+        _add(
+            self._here,
+            {
+                "steps": 1,
+                "examples": metrics["examples"],
+                "tokens": tokens,
+                "flops": flops,
+                "input_seconds": input_seconds,
+            },
+        )
         if self._bar is not None:
             self._bar.update(1)
         if step % self._period == 0 or step == self._steps:
             self._report(step, learning_rate)
 
+    def saved(self, seconds: float) -> None:
+        """Takes in how long a checkpoint held up the loop."""
+        _add(self._here, {"checkpoint_seconds": seconds})
+
     def _report(self, step: int, learning_rate: float) -> None:
-        seconds = time.perf_counter() - self._since
-        row: dict[str, Any] = {"step": step}
-        row.update({name: total / self._count for name, total in self._sums.items()})
-        row["learning_rate"] = learning_rate
-        row["examples_per_second"] = self._sums["examples"] / seconds
-        row["steps_per_second"] = self._count / seconds
+        row = {"step": step, **self._means(), "learning_rate": learning_rate, **self._speeds()}
         with self._file.open("a") as file:
             file.write(json.dumps(row) + "\n")
         for name, value in row.items():
             if name != "step":
                 self._writer.add_scalar(f"train/{name}", value, step)
         self._show(row)
-        self._sums, self._count, self._since = {}, 0, time.perf_counter()
+        self._sums, self._here, self._since = {}, {}, time.perf_counter()
+
+    def _means(self) -> dict[str, float]:
+        sums = dict(self._sums)
+        steps, positions = sums.pop("steps"), sums.pop("positions")
+        words = sums["tokens"] + sums["input_tokens"]
+        means = {name: total / steps for name, total in sums.items()}
+        return {**means, "padding_share": 1 - words / positions}
+
+    def _speeds(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self._since
+        here = self._here
+        steps, checkpoints = here["steps"], here.get("checkpoint_seconds", 0.0)
+        speeds = {
+            "examples_per_second": here["examples"] / seconds,
+            "tokens_per_second": here["tokens"] / seconds,
+            "steps_per_second": steps / seconds,
+            "input_seconds": here["input_seconds"] / steps,
+            "step_seconds": (seconds - here["input_seconds"] - checkpoints) / steps,
+            "checkpoint_seconds": checkpoints,
+        }
+        if self._nominal_rate is not None:
+            speeds["mfu"] = here["flops"] / seconds / self._nominal_rate
+        return speeds
 
     def _show(self, row: Mapping[str, Any]) -> None:
         shown = {"loss": f"{row['loss']:.3f}"}
@@ -75,6 +152,8 @@ class Reporter:
             shown |= {"lm": f"{row['loss_lm']:.3f}", "ul": f"{row['loss_ul']:.3f}"}
         shown |= {"accuracy": f"{row['accuracy']:.3f}"}
         shown |= {"examples/s": f"{row['examples_per_second']:.0f}"}
+        if "mfu" in row:
+            shown |= {"MFU": f"{row['mfu']:.1%}"}
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
             return
@@ -90,6 +169,11 @@ class Reporter:
         if self._bar is not None:
             self._bar.close()
         self._writer.close()
+
+
+def _add(sums: dict[str, float], values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        sums[name] = sums.get(name, 0.0) + value
 
 
 def _drop_after(file: pathlib.Path, step: int) -> None:

@@ -1,55 +1,175 @@
 """Rank classification's engine: log p(target given input) of many pairs, without doing anything twice.
 
-The choices of one prompt are pairs with the same input. Each distinct input is encoded once; its targets are
-decoded side by side and share its cross-attention keys and values, which are computed once as well. Inputs of
-like length, with targets of like length and number, share a batch, so that little padding is computed and few
-shapes are compiled (`t5_engine.batching`). None of this changes a score by more than rounding (1e-4 in float32).
+The choices of one prompt are pairs with the same input. Each distinct input is encoded once; its targets share
+its cross-attention keys and values, which are computed once as well. Nothing but attention is padded, and few
+shapes are compiled (`t5_engine.batching`). Of the logits only each target's own and their logarithmic sum are
+kept, a part of the vocabulary at a time. None of this changes a score by more than rounding (1e-4 in float32).
 """
 
 from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flipped_errors import UserError
-from t5_engine import batching, partitioning
-from t5_engine.batching import Group, Pair, Shape
+from t5_engine import axes, batching, partitioning
+from t5_engine.batching import Batch, Go, Group, Pair, Shape
 from t5_engine.config import T5Config
-from t5_engine.losses import token_log_probs
-from t5_engine.model import PAD, T5, Params
+from t5_engine.model import T5, Params
+from t5_engine.ragged import Ragged, one_by_one, rungs
 
 Progress = Callable[[int, int], None]
 
-INPUT_BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-TARGET_BUCKETS = (4, 8, 16, 24, 32, 48, 64, 96, 128)
-CHOICE_BUCKETS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
+INPUT_BUCKETS = (16, 32, 64, 96, 128, 192, 256, 384, 512)
+TARGET_BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 256)
 
+# Tokens of a full batch on each device, of inputs and targets together.
+TOKENS_CPU = 2048
+TOKENS_ACCELERATOR = 32768
 # What compiling one shape costs, in the arithmetic that could be done meanwhile: some seconds of a CPU core, or
 # some seconds of an accelerator.
-SHAPE_COST_CPU = 1e11
+SHAPE_COST_CPU = 2e11
 SHAPE_COST_ACCELERATOR = 1e15
+# The part of the vocabulary whose logits are there at a time: what fits into a processor's cache.
+VOCABULARY_PART = 4096
 
 # The shapes that this process has compiled, with what else the compilation depends on.
-_compiled: dict[tuple[T5Config, jax.sharding.Mesh, int], set[Shape]] = collections.defaultdict(set)
+_compiled: dict[tuple[T5Config, jax.sharding.Mesh], set[Shape]] = collections.defaultdict(set)
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _score(
-    config: T5Config, params: Params, inputs: jax.Array, targets: jax.Array, lengths: jax.Array
+@functools.partial(jax.jit, static_argnames=("config", "shape", "mesh"))
+def _encode(
+    config: T5Config,
+    params: Params,
+    tokens: jax.Array,
+    starts: jax.Array,
+    shape: Shape,
+    mesh: jax.sharding.Mesh,
 ) -> jax.Array:
-    """inputs [G, S], targets [G * C, T], their lengths [G * C] -> log-probabilities [G * C] float32."""
-    model = T5(config)
-    variables = {"params": params}
-    encoded = model.apply(variables, inputs, method="encode")
-    decoder_inputs = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
-    logits = model.apply(variables, encoded, inputs != PAD, decoder_inputs, method="decode")
-    counted = jnp.arange(targets.shape[1])[None, :] < lengths[:, None]
-    return jnp.sum(jnp.where(counted, token_log_probs(logits, targets), 0.0), axis=1)
+    """Ids of inputs [R, M], where each begins and the last ends [R, C + 1] -> encoded [R, M, D]."""
+    places, words, rung, back = _layout(starts, shape.input_length, shape.input_tokens)
+    ragged = Ragged(places, places, words[:, :, None], rung, back)
+    with axes.laid_out(axes.Layout(mesh)):
+        return T5(config).apply({"params": params}, tokens, ragged=ragged, method="encode")
+
+
+@functools.partial(jax.jit, static_argnames=("config", "shape", "mesh"))
+def _decode(
+    config: T5Config,
+    params: Params,
+    encoded: jax.Array,
+    input_starts: jax.Array,
+    sources: jax.Array,
+    tokens: jax.Array,
+    of_target: jax.Array,
+    starts: jax.Array,
+    shape: Shape,
+    mesh: jax.sharding.Mesh,
+) -> jax.Array:
+    """The log-probability of each target token, [R, M] float32.
+
+    Args:
+      config, params: the model's.
+      encoded: [R, M', D].
+      input_starts: where each input begins on it and the last ends, [R, C' + 1].
+      sources: the number of each bundle's input, [R, C].
+      tokens: ids of targets, [R, M].
+      of_target: for each of them a number that is another one for the next target, [R, M].
+      starts: where each bundle begins and the last ends, [R, C + 1].
+      shape: the batch's.
+      mesh: where the result is to be whole on each device.
+    """
+    places, words, rung, back = _layout(starts, shape.bundle_length, shape.target_tokens)
+    row = jnp.arange(len(starts))[:, None]
+    owner = of_target[row[:, :, None], places]  # [R, C, T]
+    own = (owner[:, :, :, None] == owner[:, :, None, :]) & words[:, :, None]
+    memory = _layout(input_starts, shape.input_length, shape.input_tokens)
+    input_places, input_words, input_rung = (one[row, sources] for one in memory[:3])
+    ragged = (
+        Ragged(places, places, own, rung, back),
+        Ragged(places, input_places, input_words[:, :, None], jnp.maximum(rung, input_rung), back),
+    )
+    before = jnp.pad(of_target[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    shifted = jnp.where(of_target == before, jnp.pad(tokens[:, :-1], ((0, 0), (1, 0))), 0)
+    with axes.laid_out(axes.Layout(mesh)):
+        x = T5(config).apply(
+            {"params": params},
+            encoded,
+            None,
+            shifted,
+            ragged=ragged,
+            logits=False,
+            method="decode",
+        )
+    kernel = params["decoder"]["logits_dense"]["kernel"]
+    parts = 1 if mesh.shape[partitioning.MODEL] > 1 else _parts(config.vocab_size)
+    found = log_probs(x.reshape(-1, x.shape[-1]), kernel, tokens.reshape(-1), parts)
+    return jax.lax.with_sharding_constraint(found.reshape(tokens.shape), partitioning.whole(mesh))
+
+
+def _layout(
+    starts: jax.Array, length: int, tokens: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Of sequences on rows: the place of each word [R, C, T], whether there is one, rung [R, C] and way back [R, M].
+
+    Args:
+      starts: where each begins and the last ends, [R, C + 1].
+      length: T, what they are padded to.
+      tokens: M.
+    """
+    places = starts[:, :-1, None] + jnp.arange(length)
+    words = places < starts[:, 1:, None]
+    place = jnp.arange(tokens)
+    owner = jnp.sum(place[:, None] >= starts[:, None, 1:-1], axis=-1)  # [R, M]
+    offset = place - jnp.take_along_axis(starts, owner, axis=1)
+    back = owner * length + jnp.minimum(offset, length - 1)
+    rung = rungs(starts[:, 1:] - starts[:, :-1], length)
+    return jnp.minimum(places, tokens - 1), words, rung, back
+
+
+def _parts(vocab_size: int) -> int:
+    """Into how many equal parts of at least `VOCABULARY_PART` / 2 a vocabulary is cut."""
+    most = max(1, 2 * vocab_size // VOCABULARY_PART)
+    wanted = max(1, round(vocab_size / VOCABULARY_PART))
+    return min((n for n in range(1, most + 1) if not vocab_size % n), key=lambda n: abs(n - wanted))
+
+
+def log_probs(x: jax.Array, kernel: jax.Array, targets: jax.Array, parts: int = 1) -> jax.Array:
+    """log softmax(x kernel)[target] of each row, with the logits of one part of the vocabulary at a time.
+
+    Args:
+      x: [M, D].
+      kernel: [D, V] float32.
+      targets: [M] int in [0, V).
+      parts: a divisor of V.
+
+    Returns:
+      [M] float32, at most 0.
+    """
+    size = kernel.shape[1] // parts
+    x = x.astype(jnp.float32)
+
+    def part(carry: tuple[jax.Array, ...], number: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
+        highest, total, own = carry
+        begin = number * size
+        logits = x @ jax.lax.dynamic_slice_in_dim(kernel, begin, size, axis=1)
+        higher = jnp.maximum(highest, logits.max(axis=1))
+        total = total * jnp.exp(highest - higher)
+        total = total + jnp.exp(logits - higher[:, None]).sum(axis=1)
+        place = targets - begin
+        here = jnp.take_along_axis(logits, jnp.clip(place, 0, size - 1)[:, None], axis=1)[:, 0]
+        own = jnp.where((place >= 0) & (place < size), here, own)
+        return (higher, total, own), None
+
+    zeros = jnp.zeros(len(x), jnp.float32)
+    start = (jnp.full_like(zeros, -jnp.inf), zeros, zeros)
+    (highest, total, own), _ = jax.lax.scan(part, start, jnp.arange(parts))
+    return jnp.minimum(own - highest - jnp.log(total), 0.0)
 
 
 class Scorer:
@@ -64,10 +184,10 @@ class Scorer:
         params: Params,
         *,
         mesh: jax.sharding.Mesh | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
+        batch_tokens: int | None = None,
         input_buckets: Sequence[int] = INPUT_BUCKETS,
         target_buckets: Sequence[int] = TARGET_BUCKETS,
-        choice_buckets: Sequence[int] = CHOICE_BUCKETS,
     ) -> None:
         """Puts the parameters onto the mesh.
 
@@ -75,25 +195,35 @@ class Scorer:
           model_config: the model's; its dropout does not matter.
           params: as from `checkpoints.load` or a training state.
           mesh: as from `partitioning.make_mesh`; one device where not given.
-          batch_size: the targets that are decoded at a time, at most (a prompt's are never parted).
-          input_buckets: rising lengths to which inputs are padded.
-          target_buckets: likewise for targets.
-          choice_buckets: likewise for the number of targets of an input.
+          batch_size: the inputs, each with its targets, that are computed at a time on each device, at most; None
+            for as many as `batch_tokens` allows.
+          batch_tokens: the tokens of inputs and targets that are computed at a time on each device, about (a longer
+            pair is never cut); None for what suits the kind of device.
+          input_buckets: rising lengths to which attention pads inputs; beyond the last, multiples of it.
+          target_buckets: likewise for the targets of an input, one after the other.
         """
-        if batch_size < 1:
-            raise UserError(f"batch_size: expected at least 1, got {batch_size}")
+        for name, number in (("batch_size", batch_size), ("batch_tokens", batch_tokens)):
+            if number is not None and number < 1:
+                raise UserError(f"{name}: expected at least 1, got {number}")
+        for name, buckets in (("inputs", input_buckets), ("targets", target_buckets)):
+            if not buckets or buckets[0] < 1 or list(buckets) != sorted(set(buckets)):
+                raise UserError(f"buckets of {name}: expected rising numbers from 1, got {buckets}")
         self._config = model_config.replace(dropout_rate=0.0, remat="none")
         self._mesh = mesh or partitioning.make_mesh(devices=jax.devices()[:1])
         self._params = jax.device_put(
             params, partitioning.param_shardings(model_config, self._mesh)
         )
-        self._batch_size = batch_size
-        self._buckets = batching.Buckets(
-            tuple(input_buckets), tuple(target_buckets), tuple(choice_buckets)
+        devices = self._mesh.shape[partitioning.DATA]
+        on_cpu = self._mesh.devices.flat[0].platform == "cpu"
+        self._planner = batching.Planner(
+            input_buckets=tuple(input_buckets),
+            target_buckets=tuple(target_buckets),
+            tokens=batch_tokens or (TOKENS_CPU if on_cpu else TOKENS_ACCELERATOR),
+            most_inputs=batch_size,
+            batch_cost=lambda shape: shape.cost(self._config, padded=not one_by_one(devices)),
+            shape_cost=SHAPE_COST_CPU if on_cpu else SHAPE_COST_ACCELERATOR,
+            devices=devices,
         )
-        for name, buckets in vars(self._buckets).items():
-            if not buckets or buckets[0] < 1 or list(buckets) != sorted(set(buckets)):
-                raise UserError(f"buckets of {name}: expected rising numbers from 1, got {buckets}")
 
     def score(self, pairs: Sequence[Pair], progress: Progress | None = None) -> np.ndarray:
         """The summed log-probability of each pair's target under its input.
@@ -105,62 +235,105 @@ class Scorer:
 
         Returns:
           float32 [len(pairs)], at most 0 each; 0 for an empty target.
-        """
-        groups, slot_of_pair = batching.group_pairs(pairs)
-        scores = np.zeros(sum(len(group.slots) for group in groups), np.float32)
-        done = 0
-        waiting: tuple[Shape, list[Group], jax.Array] | None = None
 
-        def read(shape: Shape, batch: list[Group], result: jax.Array) -> int:
-            values = np.asarray(result).reshape(-1, shape.choices)
-            for group, row in zip(batch, values, strict=False):
-                scores[list(group.slots)] = row[: len(group.slots)]
-            return sum(len(group.slots) for group in batch)
+        Raises:
+          UserError: an input is empty, or an id is beyond the model's vocabulary.
+        """
+        groups, slot_of_pair, slots_in_all = batching.group_pairs(pairs)
+        self._check_ids(groups)
+        scores = np.zeros(slots_in_all, np.float32)
+        done = 0
+
+        def read(go: Go, result: jax.Array) -> None:
+            nonlocal done
+            for row, bundles in zip(np.asarray(result, np.float64), go, strict=False):
+                slots = [slot for bundle in bundles for slot in bundle.slots]
+                ends = np.cumsum([len(ids) for bundle in bundles for ids in bundle.target_ids])
+                for slot, tokens in zip(slots, np.split(row, ends), strict=False):
+                    scores[slot] = tokens.sum()
+                done += len(slots)
+            if progress is not None:
+                progress(done, slots_in_all - 1)
 
         # Batch N is on its way before the scores of batch N - 1 are waited for.
-        for step in [*self._plan(groups), None]:
-            started = None if step is None else (*step, self._start(*step))
+        waiting: tuple[Go, jax.Array] | None = None
+        for started in self._started(groups):
             if waiting is not None:
-                done += read(*waiting)
-                if progress is not None:
-                    progress(done, len(scores))
+                read(*waiting)
             waiting = started
+        if waiting is not None:
+            read(*waiting)
         return scores[slot_of_pair]
 
-    def shapes(self, pairs: Sequence[Pair]) -> dict[Shape, int]:
-        """The shapes that scoring these pairs would use now, and the number of batches of each."""
-        groups, _ = batching.group_pairs(pairs)
-        return dict(collections.Counter(shape for shape, _ in self._plan(groups)))
+    def plan(self, pairs: Sequence[Pair]) -> list[Batch]:
+        """The batches that scoring these pairs would make now."""
+        return self._planner.plan(batching.group_pairs(pairs)[0], self.compiled)
 
-    def _rows(self, shape: Shape) -> int:
-        """The number of groups in a batch of that shape: a multiple of the mesh's data axis."""
-        data = self._mesh.shape[partitioning.DATA]
-        return -(-max(1, self._batch_size // shape.choices) // data) * data
+    @property
+    def compiled(self) -> set[Shape]:
+        """The shapes for which programs are there."""
+        return _compiled[self._config, self._mesh]
 
-    def _plan(self, groups: Sequence[Group]) -> list[tuple[Shape, list[Group]]]:
-        on_cpu = self._mesh.devices.flat[0].platform == "cpu"
-        return batching.plan(
-            groups,
-            self._buckets,
-            rows=self._rows,
-            row_cost=lambda shape: shape.flops(self._config),
-            shape_cost=SHAPE_COST_CPU if on_cpu else SHAPE_COST_ACCELERATOR,
-            compiled=_compiled[self._config, self._mesh, self._batch_size],
-        )
+    def _check_ids(self, groups: Sequence[Group]) -> None:
+        for group in groups:
+            for ids in (group.input_ids, *group.target_ids):
+                if not 0 <= ids.min() <= ids.max() < self._config.vocab_size:
+                    raise UserError(
+                        f"pairs: expected ids from 0 to {self._config.vocab_size - 1}, the model's "
+                        f"vocabulary, got {ids[(ids < 0) | (ids >= self._config.vocab_size)][0]}"
+                    )
 
-    def _start(self, shape: Shape, batch: Sequence[Group]) -> jax.Array:
-        rows = self._rows(shape)
-        inputs = np.full((rows, shape.inputs), PAD, np.int32)
-        targets = np.full((rows, shape.choices, shape.targets), PAD, np.int32)
-        lengths = np.zeros((rows, shape.choices), np.int32)
-        for row, group in enumerate(batch):
-            inputs[row, : len(group.input_ids)] = group.input_ids
-            for choice, target in enumerate(group.target_ids):
-                targets[row, choice, : len(target)] = target
-                lengths[row, choice] = len(target)
-        arrays = jax.device_put(
-            (inputs, targets.reshape(-1, shape.targets), lengths.reshape(-1)),
-            partitioning.by_rows(self._mesh),
-        )
-        _compiled[self._config, self._mesh, self._batch_size].add(shape)
-        return _score(self._config, self._params, *arrays)
+    def _started(self, groups: Sequence[Group]) -> Iterator[tuple[Go, jax.Array]]:
+        """Sends one go after the other to the devices: its bundles and, to come, the tokens' log-probabilities."""
+        for batch in self._planner.plan(groups, self.compiled):
+            shape = batch.shape
+            self.compiled.add(shape)
+            tokens, starts = self._rows(batch.inputs, shape.input_tokens, shape.inputs)
+            inputs, input_starts = self._put(tokens), self._put(starts)
+            encoded = _encode(self._config, self._params, inputs, input_starts, shape, self._mesh)
+            for go in batch.goes:
+                decoded = map(self._put, self._targets(go, shape))
+                yield (
+                    go,
+                    _decode(
+                        self._config,
+                        self._params,
+                        encoded,
+                        input_starts,
+                        *decoded,
+                        shape,
+                        self._mesh,
+                    ),
+                )
+
+    def _targets(self, go: Go, shape: Shape) -> tuple[np.ndarray, ...]:
+        """The arguments `sources`, `tokens`, `of_target` and `starts` of `_decode`."""
+        ids = [[np.concatenate(bundle.target_ids) for bundle in bundles] for bundles in go]
+        tokens, starts = self._rows(ids, shape.target_tokens, shape.bundles)
+        sources = np.zeros((len(tokens), shape.bundles), np.int32)
+        of_target = np.zeros_like(tokens)
+        for row, bundles in enumerate(go):
+            sources[row, : len(bundles)] = [bundle.input for bundle in bundles]
+            lengths = [len(one) for bundle in bundles for one in bundle.target_ids]
+            of_target[row, : sum(lengths)] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+        return sources, tokens, of_target, starts
+
+    def _rows(
+        self, rows: Sequence[Sequence[np.ndarray]], tokens: int, count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Sequences one after the other, [R, tokens], and where each begins and the last ends, [R, count + 1]."""
+        devices = self._planner.devices
+        ids = np.zeros((devices, tokens), np.int32)
+        starts = np.zeros((devices, count + 1), np.int32)
+        for number, row in enumerate(rows):
+            if row:
+                joined = np.concatenate(row)
+                ids[number, : len(joined)] = joined
+                starts[number, 1:] = len(joined)
+                starts[number, 1 : len(row) + 1] = np.cumsum([len(one) for one in row])
+        return ids, starts
+
+    def _put(self, array: np.ndarray) -> jax.Array:
+        """Each row onto its device; in a group of processes every one has all rows and keeps its own."""
+        sharding = partitioning.by_rows(self._mesh)
+        return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])

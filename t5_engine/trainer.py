@@ -1,35 +1,48 @@
 """The training loop: initialise or resume, step, report, save.
 
 The parameters come from, in this order:
-  1. the newest checkpoint in `model_dir`, with the optimizer's state: the run resumes;
+  1. the newest whole checkpoint in `model_dir`, with the optimizer's state, the random key, the position in the data
+     and the metrics not yet reported: the run goes on as if it had not been interrupted;
   2. `initial_checkpoint_path`, parameters only;
   3. the initialisers, from `seed`.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import pathlib
-import signal
-import threading
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
-from types import FrameType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from flipped_errors import UserError
-from t5_engine import checkpoints, optimizer, partitioning
+from t5_engine import axes, checkpoints, optimizer, partitioning, speed
+from t5_engine.axes import Layout
 from t5_engine.config import T5Config
-from t5_engine.losses import objective
-from t5_engine.model import Params, init_params
 from t5_engine.reporting import Reporter
+from t5_engine.step import (
+    Step,
+    TrainState,
+    compiled_step,
+    dropout_key_data,
+    make_state,
+    make_step,
+    state_shardings,
+)
+from t5_engine.stopping import Termination
 
 Batches = Callable[[int], Iterator[Mapping[str, np.ndarray]]]
+EXAMPLE_IDS = "example_ids"
+PROFILE_FOLDER = "profile"
+_TASKS_NAMED = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +50,7 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-      model_dir: where checkpoints, metrics.jsonl and TensorBoard's files go.
+      model_dir: where checkpoints, metrics.jsonl and TensorBoard's files go; of several processes, all see it.
       steps: the number of steps in all, those before a restart included.
       learning_rate: the highest; relative to each parameter's size for Adafactor.
       seed: of the initialisation and of dropout.
@@ -49,8 +62,13 @@ class TrainConfig:
       initial_checkpoint_path: a checkpoint, or a run's folder, whose parameters to begin from.
       checkpoint_period: steps between checkpoints; one is always written at the end.
       keep_checkpoints: how many of the newest stay; None keeps all.
+      keep_every: checkpoints of each so many steps stay whatever their age.
       log_period: steps between reports.
       model_parallelism: devices that share one copy of the weights; the rest multiply the batch's speed.
+      fsdp: whether weights and optimizer's state are split over the data axis too; see `axes.rules`.
+      microbatches: see `step.make_step`.
+      nominal_rate: FLOP/s of one device, for the MFU; None takes that of `speed.NOMINAL_RATES`.
+      profile: (steps to let pass, steps to trace) after each start; the trace goes to `model_dir`/profile.
       label: the name in front of the progress bar.
     """
 
@@ -66,255 +84,342 @@ class TrainConfig:
     initial_checkpoint_path: str | None = None
     checkpoint_period: int = 1000
     keep_checkpoints: int | None = None
+    keep_every: int | None = None
     log_period: int = 50
     model_parallelism: int = 1
+    fsdp: bool = False
+    microbatches: int = 1
+    nominal_rate: float | None = None
+    profile: tuple[int, int] | None = None
     label: str = "train"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "checkpoint_period", "log_period"):
+        for name in ("steps", "checkpoint_period", "log_period", "microbatches"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 1, got {getattr(self, name)!r}")
         if self.lambda_unlikelihood < 0:
             raise UserError(
                 f"lambda_unlikelihood: expected at least 0, got {self.lambda_unlikelihood!r}"
             )
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class TrainState:
-    """What a step changes: parameters, optimizer's state, and the number of steps done (int32 scalar)."""
-
-    params: Params
-    opt_state: Any
-    step: jax.Array
-
-
-Step = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
-
-
-def make_step(
-    config: TrainConfig, model_config: T5Config, transform: optax.GradientTransformation
-) -> Step:
-    """The function of one training step, to be compiled: (state, batch) -> (state, metrics).
-
-    The metrics are those of `losses.objective` and `grad_norm`, the global norm of the gradient.
-    """
-    root = jax.random.key(config.seed)
-
-    def step(
-        state: TrainState, batch: Mapping[str, jax.Array]
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        # The key is a function of the step, so that a resumed run draws what an uninterrupted one does.
-        key = jax.random.fold_in(root, state.step) if model_config.dropout_rate else None
-
-        def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return objective(
-                model_config,
-                params,
-                batch,
-                lambda_unlikelihood=config.lambda_unlikelihood,
-                z_loss=config.z_loss,
-                dropout_key=key,
+        if self.profile is not None and (len(self.profile) != 2 or min(self.profile) < 1):
+            raise UserError(
+                f"profile: expected (steps to let pass, steps to trace), each at least 1, got {self.profile!r}"
             )
 
-        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-        with jax.named_scope("optimizer"):
-            updates, opt_state = transform.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-        metrics["grad_norm"] = optax.global_norm(grads)
-        return TrainState(params, opt_state, state.step + 1), metrics
+    @property
+    def transform(self) -> optax.GradientTransformation:
+        """The optimizer."""
+        return optimizer.make(
+            self.optimizer,
+            self.learning_rate,
+            warmup_steps=self.warmup_steps,
+            decay=self.decay,
+            steps=self.steps,
+        )
 
-    return step
+    @property
+    def schedule(self) -> optax.Schedule:
+        """The learning rate by step, from 0."""
+        return optimizer.schedule(
+            self.learning_rate,
+            warmup_steps=self.warmup_steps,
+            decay=self.decay,
+            steps=self.steps,
+        )
+
+    def step(self, model_config: T5Config, layout: Layout) -> Step:
+        """The function of one step, not yet compiled."""
+        return make_step(
+            model_config,
+            self.transform,
+            layout,
+            lambda_unlikelihood=self.lambda_unlikelihood,
+            z_loss=self.z_loss,
+            microbatches=self.microbatches,
+        )
 
 
-def make_state(
-    config: TrainConfig, model_config: T5Config, transform: optax.GradientTransformation
+def train(
+    config: TrainConfig,
+    model_config: T5Config,
+    batches: Batches,
+    task_of: Callable[[bytes], str] = bytes.decode,
 ) -> TrainState:
-    """The state before the first step, from the initialisers; traceable."""
-    params = init_params(model_config, jax.random.key(config.seed))
-    return TrainState(params, transform.init(params), jnp.zeros((), jnp.int32))
-
-
-def state_shardings(
-    abstract: TrainState, model_config: T5Config, mesh: jax.sharding.Mesh
-) -> TrainState:
-    """The shardings of a state, in its form; `abstract` says the shapes."""
-    params = partitioning.param_shardings(model_config, mesh)
-    opt_state = partitioning.like_params(abstract.opt_state, abstract.params, params, mesh)
-    return TrainState(params, opt_state, partitioning.whole(mesh))
-
-
-def train(config: TrainConfig, model_config: T5Config, batches: Batches) -> TrainState:
     """Trains to `config.steps` and returns the final state.
 
     Args:
       config: the run.
       model_config: the model.
-      batches: called with the number of steps already done; gives the batch of each step from there on, as this
-        process's rows (see `losses.objective` for the arrays). Batches may come in several lengths; each new
-        shape is compiled once.
+      batches: called with the number of batches already used; gives the batch of each step from there on, as this
+        process's rows (`partitioning.host_share`; see `losses.objective` for the arrays). Batches may come in several
+        lengths; each new shape is compiled once. `example_ids` may name the rows.
+      task_of: the task of an example's id, for the message about a loss that is not finite.
 
     Raises:
-      UserError: the loss or the gradient is not finite (with the step and the last checkpoint); a checkpoint is of
-        another size; the batches end early.
+      UserError: the loss or the gradient is not finite (with the step, the tasks and the last checkpoint); a
+        checkpoint is of another size; the batches end early.
       SystemExit: with code 0, after saving, where the process was asked to end (SIGTERM).
     """
-    mesh = partitioning.make_mesh(config.model_parallelism)
-    transform = _transform(config)
-    store = checkpoints.Checkpoints(config.model_dir, config.keep_checkpoints)
-    state, done = _initial_state(config, model_config, transform, mesh, store)
-    if done >= config.steps:
-        store.close()
+    layout = Layout(partitioning.make_mesh(config.model_parallelism), axes.rules(config.fsdp))
+    store = checkpoints.Checkpoints(config.model_dir, config.keep_checkpoints, config.keep_every)
+    reporter = None
+    with Termination() as termination:
+        try:
+            state, progress = _initial_state(config, model_config, layout, store)
+            done = int(state.step)
+            if done >= config.steps:
+                return state
+            if jax.process_index() == 0:
+                reporter = _reporter(config, done, progress)
+            loop = _Loop(config, model_config, layout, store, reporter, termination, task_of)
+            return loop.run(state, done, batches(progress.get("batches", done)))
+        finally:
+            if reporter is not None:
+                reporter.close()
+            store.close()
+
+
+@dataclasses.dataclass
+class _Started:
+    """A step that is on its way: its number, metrics to come, and what the host knows about it."""
+
+    step: int
+    metrics: dict[str, jax.Array]
+    example_ids: Any
+    lengths: tuple[int, int]
+    positions: int
+    input_seconds: float
+
+
+class _Loop:
+    """The steps of one process."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model_config: T5Config,
+        layout: Layout,
+        store: checkpoints.Checkpoints,
+        reporter: Reporter | None,
+        termination: Termination,
+        task_of: Callable[[bytes], str],
+    ) -> None:
+        self._config, self._model_config, self._layout = config, model_config, layout
+        self._store, self._reporter = store, reporter
+        self._termination, self._task_of = termination, task_of
+        self._rate = config.schedule
+        self._started: _Started | None = None
+        self._first = self._saved = 0
+        self._profiling = False
+
+    def run(
+        self, state: TrainState, done: int, source: Iterator[Mapping[str, np.ndarray]]
+    ) -> TrainState:
+        """Steps from `done` to the end."""
+        config = self._config
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        compiled = compiled_step(config.step(self._model_config, self._layout), shardings)
+        self._first, self._saved = done + 1, done
+        if config.profile is not None and self._first + config.profile[0] > config.steps:
+            raise UserError(
+                f"profile: {config.profile[0]} steps to let pass leave none to trace of steps {done + 1} "
+                f"to {config.steps}"
+            )
+        for step in range(done + 1, config.steps + 1):
+            if self._termination.at(step - 1):
+                self._leave(step - 1, state)
+            self._profile(step, state)
+            began = time.perf_counter()
+            arrays, example_ids = self._next_batch(step, source)
+            waited = time.perf_counter() - began
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = compiled(state, arrays)
+            # Step N is on its way; only now wait for step N - 1, so that the devices never wait for this loop.
+            self._read()
+            self._started = _Started(
+                step, metrics, example_ids, *_sizes(arrays), input_seconds=waited
+            )
+            if step == config.steps or step % config.checkpoint_period == 0:
+                self._save(step, state)
+        self._profile(config.steps + 1, state)
         return state
-    reporter = Reporter(
+
+    def _next_batch(
+        self, step: int, source: Iterator[Mapping[str, np.ndarray]]
+    ) -> tuple[dict[str, jax.Array], Any]:
+        batch = dict(next(source, {}))
+        if not batch:
+            raise UserError(
+                f"batches: expected one for each of {self._config.steps} steps, got {step - 1}"
+            )
+        example_ids = batch.pop(EXAMPLE_IDS, None)
+        if not self._config.lambda_unlikelihood:
+            batch = {name: array for name, array in batch.items() if not name.startswith("wrong_")}
+        put = partitioning.put_batch(batch, self._layout.mesh, self._config.microbatches)
+        return put, example_ids
+
+    def _read(self) -> None:
+        """Waits for the metrics of the step that was started last, checks and reports them."""
+        started, self._started = self._started, None
+        if started is None:
+            return
+        metrics = {name: float(value) for name, value in jax.device_get(started.metrics).items()}
+        self._refuse_non_finite(started, metrics)
+        if self._reporter is not None:
+            per_example = speed.step_flops(
+                self._model_config,
+                *started.lengths,
+                with_wrong=bool(self._config.lambda_unlikelihood),
+            )
+            self._reporter.step(
+                started.step,
+                metrics,
+                learning_rate=float(self._rate(started.step - 1)),
+                positions=started.positions,
+                flops=metrics["examples"] * per_example,
+                input_seconds=started.input_seconds,
+            )
+
+    def _save(self, step: int, state: TrainState) -> None:
+        self._read()
+        began = time.perf_counter()
+        progress = {
+            "batches": step,
+            "dropout_key": np.asarray(state.dropout_key).tolist(),
+            "unreported": {} if self._reporter is None else self._reporter.unreported,
+        }
+        self._store.save(
+            step,
+            state.params,
+            state.opt_state,
+            self._model_config,
+            self._config.optimizer,
+            progress,
+        )
+        self._saved = step
+        if self._reporter is not None:
+            self._reporter.saved(time.perf_counter() - began)
+
+    def _leave(self, step: int, state: TrainState) -> None:
+        """Ends the process in good order after that step."""
+        if step > self._saved:
+            self._save(step, state)
+        self._store.wait()
+        if jax.process_index() == 0:
+            print(
+                f"{self._config.label}: asked to end (SIGTERM); step {step} of {self._config.steps} is "
+                f"saved in {self._config.model_dir}, and the same command goes on from there",
+                file=sys.stderr,
+                flush=True,
+            )
+        raise SystemExit(0)
+
+    def _profile(self, step: int, state: TrainState) -> None:
+        """Called before each step, and after the last: begins and ends the trace."""
+        if self._config.profile is None:
+            return
+        begin = self._first + self._config.profile[0]
+        end = min(begin + self._config.profile[1], self._config.steps + 1)
+        if step == begin < end:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(str(pathlib.Path(self._config.model_dir) / PROFILE_FOLDER))
+            self._profiling = True
+        elif step == end and self._profiling:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            self._profiling = False
+
+    def _refuse_non_finite(self, started: _Started, metrics: Mapping[str, float]) -> None:
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(metrics[name]):
+                self._store.wait()
+                newest = self._store.newest
+                last = f"{self._store.folder / str(newest)}" if newest else "none"
+                raise UserError(
+                    f"{name} is {metrics[name]} at step {started.step}"
+                    f"{_shares(started.example_ids, self._task_of)}; last good checkpoint: {last}. "
+                    f"A lower learning rate, a warm-up or float32 activations usually help"
+                )
+
+
+def _shares(example_ids: Any, task_of: Callable[[bytes], str]) -> str:
+    """ ", with a batch of 50% this, 25% that", the largest shares; nothing where the rows have no names."""
+    names = [task_of(name) for name in (() if example_ids is None else example_ids) if name]
+    if not names:
+        return ""
+    counts = collections.Counter(names).most_common()
+    words = [f"{count / len(names):.0%} {name}" for name, count in counts[:_TASKS_NAMED]]
+    if len(counts) > _TASKS_NAMED:
+        rest = sum(count for _, count in counts[_TASKS_NAMED:])
+        words.append(f"{rest / len(names):.0%} {len(counts) - _TASKS_NAMED} others")
+    return f", with a batch of {', '.join(words)}"
+
+
+def _sizes(arrays: Mapping[str, jax.Array]) -> tuple[tuple[int, int], int]:
+    """((S, T), the positions of the inputs, those with wrong choices included, and the targets)."""
+    inputs, targets = arrays["encoder_input_tokens"], arrays["decoder_target_tokens"]
+    wrong = arrays.get("wrong_encoder_input_tokens")
+    positions = inputs.size + targets.size + (0 if wrong is None else wrong.size)
+    return (inputs.shape[1], targets.shape[1]), positions
+
+
+def _reporter(config: TrainConfig, done: int, progress: Mapping[str, Any]) -> Reporter:
+    rate = config.nominal_rate or speed.nominal_rate(jax.devices()[0].device_kind)
+    return Reporter(
         pathlib.Path(config.model_dir),
         first_step=done,
         steps=config.steps,
         period=config.log_period,
         label=config.label,
-    )
-    try:
-        with _Termination() as termination:
-            return _loop(
-                config, model_config, batches, mesh, store, reporter, state, done, termination
-            )
-    finally:
-        reporter.close()
-        store.close()
-
-
-def _loop(
-    config: TrainConfig,
-    model_config: T5Config,
-    batches: Batches,
-    mesh: jax.sharding.Mesh,
-    store: checkpoints.Checkpoints,
-    reporter: Reporter,
-    state: TrainState,
-    done: int,
-    termination: _Termination,
-) -> TrainState:
-    compiled = jax.jit(make_step(config, model_config, _transform(config)), donate_argnums=0)
-    rate = _schedule(config)
-    pending: dict[str, jax.Array] | None = None
-
-    def read(step: int) -> None:
-        """Waits for that step's metrics, checks and reports them."""
-        assert pending is not None
-        metrics = {name: float(value) for name, value in jax.device_get(pending).items()}
-        _refuse_non_finite(metrics, step, store)
-        reporter.step(step, metrics, float(rate(step - 1)))
-
-    source = batches(done)
-    for step in range(done + 1, config.steps + 1):
-        batch = next(source, None)
-        if batch is None:
-            raise UserError(
-                f"batches: expected one for each of {config.steps} steps, got {step - 1}"
-            )
-        state, metrics = compiled(state, partitioning.put_batch(batch, mesh))
-        # Step N is on its way; only now wait for step N - 1, so that the devices never wait for this loop.
-        if pending is not None:
-            read(step - 1)
-        pending = metrics
-        last = step == config.steps or termination.asked
-        if last or step % config.checkpoint_period == 0:
-            read(step)
-            pending = None
-            store.save(step, state.params, state.opt_state, model_config, config.optimizer)
-        if termination.asked and step < config.steps:
-            store.wait()
-            raise SystemExit(0)
-    return state
-
-
-def _transform(config: TrainConfig) -> optax.GradientTransformation:
-    return optimizer.make(
-        config.optimizer,
-        config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        decay=config.decay,
-        steps=config.steps,
-    )
-
-
-def _schedule(config: TrainConfig) -> optax.Schedule:
-    return optimizer.schedule(
-        config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        decay=config.decay,
-        steps=config.steps,
+        nominal_rate=None if rate is None else rate * jax.device_count(),
+        unreported=progress.get("unreported"),
     )
 
 
 def _initial_state(
     config: TrainConfig,
     model_config: T5Config,
-    transform: optax.GradientTransformation,
-    mesh: jax.sharding.Mesh,
+    layout: Layout,
     store: checkpoints.Checkpoints,
-) -> tuple[TrainState, int]:
-    """(state, steps done), by the precedence in the module's docstring."""
+) -> tuple[TrainState, dict[str, Any]]:
+    """(state, what else a checkpoint says to go on from), by the precedence in the module's docstring."""
+    transform = config.transform
 
     def fresh() -> TrainState:
-        return make_state(config, model_config, transform)
+        return make_state(model_config, transform, config.seed)
 
     abstract = jax.eval_shape(fresh)
-    shardings = state_shardings(abstract, model_config, mesh)
-    newest = store.newest
+    shardings = state_shardings(abstract, model_config, layout)
+
+    def complete(params: Any, opt_state: Any, step: int, key: Any) -> TrainState:
+        return TrainState(
+            params,
+            opt_state,
+            jax.device_put(np.int32(step), shardings.step),
+            jax.device_put(np.asarray(key, np.uint32), shardings.dropout_key),
+        )
+
+    newest = _agreed(store.newest)
     if newest is not None:
         target = checkpoints.with_shardings(abstract, shardings)
         params, opt_state = store.restore(
             newest, target.params, target.opt_state, model_config, config.optimizer
         )
-        step = jax.device_put(np.int32(newest), shardings.step)
-        return TrainState(params, opt_state, step), newest
+        progress = store.progress(newest)
+        key = progress.get("dropout_key", dropout_key_data(config.seed))
+        return complete(params, opt_state, newest, key), progress
     if config.initial_checkpoint_path:
         params = checkpoints.load_for(
             config.initial_checkpoint_path, model_config, shardings.params
         )
         opt_state = jax.jit(transform.init, out_shardings=shardings.opt_state)(params)
-        step = jax.device_put(np.int32(0), shardings.step)
-        return TrainState(params, opt_state, step), 0
-    return jax.jit(fresh, out_shardings=shardings)(), 0
+        return complete(params, opt_state, 0, dropout_key_data(config.seed)), {}
+    return jax.jit(fresh, out_shardings=shardings)(), {}
 
 
-def _refuse_non_finite(
-    metrics: Mapping[str, float], step: int, store: checkpoints.Checkpoints
-) -> None:
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(metrics[name]):
-            store.wait()
-            newest = store.newest
-            last = (
-                f"the last checkpoint is {store.folder / str(newest)}"
-                if newest
-                else "no checkpoint"
-            )
-            raise UserError(
-                f"{name} is {metrics[name]} at step {step}; {last}. A lower learning rate, a warm-up or "
-                f"float32 activations usually help"
-            )
-
-
-class _Termination:
-    """While entered, SIGTERM is noted in `asked` and does not end the process."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._previous: Any = None
-
-    def __enter__(self) -> _Termination:
-        # Only the main thread may set handlers; elsewhere a signal keeps its meaning.
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        del signum, frame
-        self.asked = True
+def _agreed(newest: int | None) -> int | None:
+    """The first process's answer in all of them: a shared folder may not look the same everywhere at once."""
+    if jax.process_count() == 1:
+        return newest
+    agreed = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if newest is None else newest)))
+    return None if agreed < 0 else agreed

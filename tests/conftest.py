@@ -1,9 +1,10 @@
-"""Fixtures for all tests: where the shared worked cases and real rows are."""
+"""Fixtures for all tests: the shared worked cases and real rows, a small vocabulary, a clean registry."""
 
 from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Iterator
 
 import pytest
 
@@ -36,3 +37,24 @@ def t5_vocab_path(shared_dir: pathlib.Path) -> str:
 def real_rows_dir(shared_dir: pathlib.Path) -> str:
     """Real rows of real datasets, as `<dataset, / as __>/<split>.jsonl.gz`."""
     return str(shared_dir / "data" / "nlp")
+
+
+@pytest.fixture(scope="session")
+def small_vocab_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A SentencePiece model of a few hundred pieces, with T5's layout of ids; it needs no shared data."""
+    from flipped_tasks.embedded import warmup_texts
+    from flipped_tasks.embedded.vocabulary import train_vocabulary
+
+    path = tmp_path_factory.mktemp("vocabulary") / "small.model"
+    train_vocabulary(warmup_texts(0, 400), path, size=400)
+    return str(path)
+
+
+@pytest.fixture
+def own_datasets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Modules of one's own datasets run anew, and what they register is taken back."""
+    from mixtures import modules, own
+
+    monkeypatch.setattr(modules, "_loaded", set())
+    yield
+    own.forget_all()

@@ -57,7 +57,11 @@ def test_file_says_how_it_is_run(name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_file_resolves(name: str) -> None:
-    _load([*_companions(name), name], *_bindings(name))
+    bindings = _bindings(name)
+    _load([*_companions(name), name], *bindings)
+    values = {m: gin.query_parameter(f"{m}/gin.macro.value") for m in gin_config.macros()}
+    assert values or name in MODELS
+    assert {macro: repr(values[macro]) for macro, _ in bindings} == dict(bindings)
 
 
 @pytest.mark.parametrize("name", RECIPES)

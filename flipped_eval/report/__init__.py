@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from flipped_eval.files import to_json, write_atomically
 from flipped_eval.report.content import Report, collect
-from flipped_eval.results import to_json, write_atomically
 
 
 def write_report(

@@ -17,8 +17,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flipped_errors import UserError
-from flipped_eval.results import FORMAT, ORIGINAL, SUBSTITUTES, Json, results_of
+from flipped_eval import metrics, significance
+from flipped_eval import results as stored
+from flipped_eval.aggregates import SUBSTITUTES
+from flipped_eval.files import Json, read_json
+from mixtures.suites import ORIGINAL
 
+TRAINING_LOG = "metrics.jsonl"
 UNSEEN, LABELS, SEEN = "nlp14", "labels", "seen"
 UNSEEN_TASKS = 14
 TITLES = {
@@ -26,10 +31,14 @@ TITLES = {
     "bigbench14": "BIG-bench",
     SEEN: "Seen tasks",
     LABELS: "Label generalization",
+    stored.CHOSEN: "Chosen datasets",
 }
 METRIC_NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1"}
 _ORDER = ("untrained", "warm-up", "warmup", "direct", "channel", "flipped", "flipped_no_ul")
-_AVERAGED = ("value", "low", "high", "median", "min", "max", "std", "chance", "majority")
+_AVERAGED = (
+    "value", "low", "high", "templates_low", "templates_high", "median", "min", "max", "std", "chance", "majority",
+    "drop", "drop_low", "drop_high",
+)  # fmt: skip
 
 Key = tuple[str, str, str | None, str | None, str, str]
 
@@ -43,8 +52,11 @@ class Report:
       results: the rows of `report.json`.
       runs: the request of each run, as it was made.
       training: label -> what its training logged.
-      counts: for each run, task and template: rows, scored, dropped, cut.
+      counts: for each run, task and template: rows, scored, dropped, cut, which choice was taken for which.
       shown: one example as text for each (method, task).
+      worst: examples in which a wrong choice led by most, as text with their scores.
+      comparisons: the methods in pairs: difference, interval, p-values.
+      not_run: templates and tasks that could not be run, with the reason.
       made_up: the labels of the runs whose data is the embedded world.
     """
 
@@ -54,6 +66,9 @@ class Report:
     training: dict[str, Json]
     counts: list[Json]
     shown: list[Json]
+    worst: list[Json]
+    comparisons: list[Json]
+    not_run: list[Json]
     bootstrap: list[Json]
     made_up: tuple[str, ...]
     published: Json
@@ -117,7 +132,7 @@ class Report:
     def to_json(self) -> Json:
         """The content of `report.json`."""
         return {
-            "format": FORMAT,
+            "format": stored.FORMAT,
             "methods": list(self.methods),
             "made_up_data": bool(self.made_up),
             "results": self.results,
@@ -129,6 +144,9 @@ class Report:
             },
             "training": {label: run["records"] for label, run in self.training.items()},
             "counts": self.counts,
+            "comparisons": self.comparisons,
+            "not_run": self.not_run,
+            "worst": self.worst,
             "published": self.published,
         }
 
@@ -150,26 +168,38 @@ def collect(
     Raises:
       UserError: nothing to report, or a file that cannot be read.
     """
-    found = [results_of(source) for source in results]
+    sources = [
+        source if isinstance(source, Mapping) else pathlib.Path(source) for source in results
+    ]
+    found = [stored.results_of(source) for source in sources]
     if not found:
         raise UserError("results: expected at least one folder with results.json, got none")
-    labels = dict.fromkeys(one["run"]["label"] for one in found)
-    methods = tuple(sorted(labels, key=lambda name: (_place(name), list(labels).index(name))))
+    stored.refuse_versions((count for one in found for count in one["counts"]), "results")
+    folders = [source for source in sources if isinstance(source, pathlib.Path)]
+    labels = [run["label"] for one in found for run in one["runs"]]
+    distinct = list(dict.fromkeys(labels))
+    methods = tuple(sorted(distinct, key=lambda name: (_place(name), distinct.index(name))))
     rows = _combined(found, methods)
+    examples = [_examples(folder) for folder in folders]
+    logs = _training_folders(folders) | dict(training_runs or {})
     return Report(
         methods=methods,
         results=rows,
-        runs=[one["run"] for one in found],
-        training={label: read_training(path) for label, path in (training_runs or {}).items()},
-        counts=[
-            {"method": one["run"]["label"]} | count for one in found for count in one["counts"]
-        ],
-        shown=[
-            {"method": one["run"]["label"]} | example for one in found for example in one["shown"]
-        ],
+        runs=[run | one["request"] for one in found for run in one["runs"]],
+        training={label: read_training(path) for label, path in logs.items()},
+        counts=[count for one in found for count in one["counts"]],
+        shown=[example for one in examples for example in one["shown"]],
+        worst=[example for one in examples for example in one["worst"]],
+        comparisons=_comparisons(found, folders, methods, labels),
+        not_run=[line for one in found for line in one["not_run"]],
         bootstrap=_distinct(one["bootstrap"] for one in found),
         made_up=tuple(
-            dict.fromkeys(one["run"]["label"] for one in found if one["run"]["data"] == "embedded")
+            dict.fromkeys(
+                run["label"]
+                for one in found
+                for run in one["runs"]
+                if one["request"]["data"] == "embedded"
+            )
         ),
         published=json.loads(
             pathlib.Path(__file__).with_name("published.json").read_text(encoding="utf-8")
@@ -180,13 +210,49 @@ def collect(
     )
 
 
+def _examples(folder: pathlib.Path) -> Json:
+    path = folder / stored.EXAMPLES
+    return read_json(path) if path.is_file() else {"shown": [], "worst": []}
+
+
+def _training_folders(folders: Iterable[pathlib.Path]) -> dict[str, str | os.PathLike[str]]:
+    """label -> the folder of its training, where the run was one of ours and is still there."""
+    found: dict[str, str | os.PathLike[str]] = {}
+    for folder in folders:
+        path = folder / stored.RUN
+        places = read_json(path).get("checkpoints", {}) if path.is_file() else {}
+        for label, place in places.items():
+            if (pathlib.Path(place) / TRAINING_LOG).is_file():
+                found[label] = place
+    return found
+
+
+def _comparisons(
+    found: Sequence[Json],
+    folders: Sequence[pathlib.Path],
+    methods: Sequence[str],
+    labels: Sequence[str],
+) -> list[Json]:
+    """The methods in pairs; runs of one name (seeds) are not paired with anything."""
+    once = [method for method in methods if labels.count(method) == 1]
+    if len(found) == 1:
+        return found[0]["comparisons"]
+    units: dict[str, list[metrics.Unit]] = {method: [] for method in once}
+    for folder in folders:
+        for line in stored.predictions_of(folder):
+            if line["method"] in units and line["examples"]:
+                units[line["method"]].append(stored.to_unit(line))
+    seed, resamples = found[0]["request"]["seed"], found[0]["bootstrap"]["resamples"]
+    return significance.compare_all(units, seed, resamples)
+
+
 def read_training(folder: str | os.PathLike[str]) -> Json:
     """The log of one training: `{"records": [one object for each line of metrics.jsonl]}`, and its config.
 
     Raises:
       UserError: there is no `metrics.jsonl`, or a line of it is no JSON object (the last may be cut off).
     """
-    path = pathlib.Path(folder) / "metrics.jsonl"
+    path = pathlib.Path(folder) / TRAINING_LOG
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -216,7 +282,8 @@ def notes(report: Report) -> list[str]:
         found.append(
             f"Intervals are {100 * bootstrap['confidence']:.0f}% percentile bootstrap intervals over examples "
             f"({bootstrap['resamples']} resamples). An example is drawn in all templates and label sets of its "
-            "task at once; tasks are drawn independently. They say nothing of other templates, tasks or seeds."
+            "task at once; tasks are drawn independently. The intervals over templates draw the templates of each "
+            "task anew instead. Neither says anything of other tasks or seeds."
         )
     if any(row.get("runs", 1) > 1 for row in report.results):
         found.append(
@@ -226,7 +293,8 @@ def notes(report: Report) -> list[str]:
     found += [
         "A choice is predicted when its score is highest; of equal scores the first choice wins, and such ties "
         "are counted. Rows with one choice only are left out.",
-        "Chance is what guessing uniformly among the choices gives; for macro F1 it is the F1 of the expected counts.",
+        "Chance is what guessing uniformly among the choices gives, and an example with several right choices counts "
+        "with all of them; for macro F1 it is the F1 of the expected counts.",
         "A task's value is the mean over its templates; a suite's is the mean over its tasks.",
     ]
     configurations = defaultdict(set)

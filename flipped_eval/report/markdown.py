@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from flipped_eval.report import tables
-from flipped_eval.report.content import LABELS, TITLES, Report, notes
+from flipped_eval.report.content import LABELS, TITLES, Report, notes, short
 from flipped_eval.report.tables import Cell, Line
 
 
@@ -19,58 +19,14 @@ def render(report: Report) -> str:
             "> **Made-up data.** These numbers come from the small invented world that ships with this project, not "
             "from the real datasets. They must not be compared with published figures."
         )
+    parts += ["## Means", _grid(report, tables.suites_table(report), "suite")]
+    parts.append("Percent; in brackets the 95% interval over examples.")
+    parts += _published(report)
+    parts += _differences(report)
     for suite in report.suites():
         parts.append(f"## {_text(TITLES.get(suite, suite))}")
-        if suite == LABELS:
-            parts.append(
-                "Macro F1, percent, with other words for the same labels. Read the mean over all pairs. "
-                "In brackets the 95% interval."
-            )
-            lines = tables.labels_table(report)
-            parts.append(
-                _grid(
-                    report,
-                    [each for line in lines for each in (line, *line.lines)],
-                    "task and words",
-                )
-            )
-        else:
-            parts.append("Accuracy, percent, mean over templates; in brackets the 95% interval.")
-            parts.append(_grid(report, tables.tasks_table(report, suite), "task"))
-    parts.append("## Published figures, not measured here")
-    figures = [
-        [figure["what"], figure["suite"], figure["value"]] for figure in report.published["figures"]
-    ]
-    parts.append(_table(["comparison", "on", "difference"], figures))
-    parts.append(f"Source: {_text(report.published['source'])}.")
-    parts.append("## What was counted")
-    counted = [
-        [
-            count["suite"],
-            count["task"],
-            count["method"],
-            *(str(count[name]) for name in ("rows", "scored", "ties", "inputs_cut", "targets_cut")),
-            ", ".join(f"{reason} {number}" for reason, number in sorted(count["dropped"].items()))
-            or "–",
-        ]
-        for count in tables.counts_table(report)
-    ]
-    parts.append(
-        _table(
-            [
-                "suite",
-                "task",
-                "method",
-                "rows",
-                "scored",
-                "ties",
-                "inputs cut",
-                "targets cut",
-                "dropped",
-            ],
-            counted,
-        )
-    )
+        parts += _labels(report) if suite == LABELS else _tasks(report, suite)
+    parts += _counts(report)
     parts.append("## Configuration")
     configuration = json.dumps(
         report.to_json()["configuration"], indent=1, ensure_ascii=False, sort_keys=True
@@ -80,6 +36,81 @@ def render(report: Report) -> str:
     parts.append("## How to read these numbers")
     parts.append("\n".join(f"- {_text(note)}" for note in notes(report)))
     return "\n\n".join(parts) + "\n"
+
+
+def _published(report: Report) -> list[str]:
+    figures = [
+        [figure["what"], figure["suite"], figure["value"]] for figure in report.published["figures"]
+    ]
+    return [
+        "## Published figures, not measured here",
+        _table(["comparison", "on", "difference"], figures),
+        f"Source: {_text(report.published['source'])}.",
+    ]
+
+
+def _differences(report: Report) -> list[str]:
+    rows = [
+        [one.first, one.second, one.what, one.difference, one.interval, one.p, str(one.n)]
+        for one in tables.differences_table(report)
+    ]
+    if not rows:
+        return []
+    head = ["first", "second", "on", "difference", "95% interval", "p", "examples"]
+    told = "Second minus first, in points, on the same examples; p is that of a permutation test."
+    return ["## Differences", told, _table(head, rows)]
+
+
+def _tasks(report: Report, suite: str) -> list[str]:
+    told = "Accuracy, percent, mean over templates; in brackets the 95% interval over examples."
+    return [told, _grid(report, tables.tasks_table(report, suite), "task")]
+
+
+def _labels(report: Report) -> list[str]:
+    lines = [each for line in tables.labels_table(report) for each in (line, *line.lines)]
+    parts = [
+        "Macro F1, percent, with other words for the same labels. Read the mean over all pairs. "
+        "In brackets the 95% interval.",
+        _grid(report, lines, "task and words"),
+    ]
+    if drops := tables.drops_table(report):
+        lines = [each for line in drops for each in (line, *line.lines)]
+        rows = [[line.name, *map(_cell, line.cells)] for line in lines]
+        parts += [
+            "Drop from the original words, in points of macro F1:",
+            _table(["task and words", *report.methods], rows),
+        ]
+    return parts
+
+
+def _counts(report: Report) -> list[str]:
+    names = tables.COUNTED
+    rows = [
+        [
+            count["suite"],
+            count["task"],
+            count["method"],
+            *(str(count[name]) for name in names),
+            ", ".join(f"{reason} {number}" for reason, number in sorted(count["dropped"].items()))
+            or "–",
+        ]
+        for count in tables.counts_table(report)
+    ]
+    head = ["suite", "task", "method", *(name.replace("_", " ") for name in names), "dropped"]
+    parts = ["## What was counted", _table(head, rows)]
+    if missing := tables.not_run_table(report):
+        rows = [
+            [
+                one["suite"],
+                short(one["task"]),
+                ", ".join(one["methods"]),
+                "the whole task" if one["whole"] else ", ".join(one["templates"]),
+                one["why"],
+            ]
+            for one in missing
+        ]
+        parts += ["## Not run", _table(["suite", "task", "methods", "what", "why"], rows)]
+    return parts
 
 
 def _grid(report: Report, lines: Sequence[Line], first: str) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from flipped_eval.aggregates import SUBSTITUTES
+from flipped_eval.files import Json
 from flipped_eval.report import plots, tables
 from flipped_eval.report.content import (
     LABELS,
@@ -22,7 +24,7 @@ from flipped_eval.report.content import (
     percent,
     short,
 )
-from flipped_eval.results import ORIGINAL, SUBSTITUTES, Json
+from mixtures.suites import ORIGINAL
 
 _LOSSES = {
     "loss": "loss",
@@ -43,6 +45,7 @@ def render(report: Report) -> str:
     )
     environment.filters["percent"] = percent
     environment.filters["short"] = short
+    environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:]
     style = environment.get_template("style.css").render(colours=len(plots.MARKERS))
     text = environment.get_template("report.html").render(
         report=report,
@@ -50,71 +53,83 @@ def render(report: Report) -> str:
         headline=headline(report),
         sections=[section(report, suite) for suite in report.suites() if suite != LABELS],
         labels=_labels(report) if LABELS in report.suites() else None,
+        differences=tables.differences_table(report),
+        confusions=tables.confusions(report),
+        worst=_worst(report),
         training=_training(report),
         examples=_examples(report),
         counts=tables.counts_table(report),
+        not_run=tables.not_run_table(report),
         configuration=_configuration(report),
         notes=notes(report),
+        titles=TITLES,
         colour={method: index % len(plots.MARKERS) for index, method in enumerate(report.methods)},
     )
     return text.lstrip()
 
 
 def headline(report: Report) -> Json:
-    """The mean over the first suite for each method, as cards; and the means of all suites, as a picture."""
+    """The mean over the first suite for each method, as cards; and the means of all suites, as picture and table."""
     suites = report.suites()
     first = UNSEEN if UNSEEN in suites else suites[0] if suites else None
     if first is None:
-        return {"cards": [], "what": "", "plot": None}
-    if first == LABELS:
-        metric, label_set = "macro_f1", SUBSTITUTES
-    else:
-        metric, label_set = "accuracy", ORIGINAL
+        return {"cards": [], "what": "Nothing was measured", "plot": None, "table": []}
+    metric, label_set = tables.headline_figures(first)[-1]
     cards = [
         (method, report.row(method, first, None, metric, label_set=label_set))
         for method in report.methods
     ]
     tasks = max((row["tasks"] for _, row in cards if row), default=0)
-    what = f"mean {METRIC_NAMES[metric]} over {tasks} {TITLES.get(first, first).lower()}"
+    what = f"mean {METRIC_NAMES[metric]} over {tasks} tasks: {TITLES.get(first, first)}"
     if first == UNSEEN:
         of = "" if tasks == UNSEEN_TASKS else f"{tasks} of "
         what = f"mean accuracy over {of}the {UNSEEN_TASKS} unseen tasks"
-    rows = [
-        (f"{TITLES.get(suite, suite)}: {METRIC_NAMES[metric]}", suite, metric, label_set)
-        for suite in suites
-        for metric, label_set in (
-            [("accuracy", ORIGINAL)] if suite != LABELS else [("macro_f1", SUBSTITUTES)]
-        )
-    ]
+    rows = [(suite, *figure) for suite in suites for figure in tables.headline_figures(suite)[-1:]]
     series = {
         method: [
-            _point(report.row(method, suite, None, metric, label_set=name))
-            for _, suite, metric, name in rows
+            plots.Mark(_point(report.row(method, suite, None, metric, label_set=name)))
+            for suite, metric, name in rows
         ]
         for method in report.methods
     }
-    plot = plots.dots(
+    plot = plots.marks(
         "headline",
         f"Means over suites for {', '.join(report.methods)}, with 95% intervals, against chance.",
-        [name.replace(": ", ":\n") for name, *_ in rows],
+        [f"{TITLES.get(suite, suite)}:\n{METRIC_NAMES[metric]}" for suite, metric, _ in rows],
         series,
-        [_chance(report, suite, None, metric, name) for _, suite, metric, name in rows],
+        [_chance(report, suite, None, metric, name) for suite, metric, name in rows],
         "percent",
     )
-    return {"cards": [card for card in cards if card[1]], "what": what, "plot": plot}
+    return {
+        "cards": [card for card in cards if card[1]],
+        "what": what,
+        "plot": plot,
+        "table": tables.suites_table(report),
+    }
 
 
 def section(report: Report, suite: str) -> Json:
-    """A suite of tasks: a picture and a table of accuracy."""
+    """A suite of tasks: a picture with a dot for each template, and tables of accuracy."""
     tasks = report.tasks(suite)
+    templates: dict[tuple[str, str], list[float]] = {}
+    for row in report.results:
+        if row["suite"] == suite and row["metric"] == "accuracy" and row["template"]:
+            templates.setdefault((row["method"], row["task"]), []).append(100 * row["value"])
     series = {
-        method: [_point(report.row(method, suite, task, "accuracy")) for task in tasks]
+        method: [
+            plots.Mark(
+                _point(report.row(method, suite, task, "accuracy")),
+                templates.get((method, task), ()),
+            )
+            for task in tasks
+        ]
         for method in report.methods
     }
     title = TITLES.get(suite, suite)
-    plot = plots.dots(
+    plot = plots.marks(
         f"suite-{suite}",
-        f"{title}: accuracy of each task, mean over its templates, with 95% intervals, against chance.",
+        f"{title}: accuracy of each task, mean over its templates, with 95% intervals, against chance; each template "
+        "as a faint dot.",
         [short(task) for task in tasks],
         series,
         [_chance(report, suite, task, "accuracy") for task in tasks],
@@ -130,7 +145,7 @@ def section(report: Report, suite: str) -> Json:
 
 
 def _labels(report: Report) -> Json:
-    """Label generalization: a picture and tables of macro F1."""
+    """Label generalization: a picture and tables of macro F1, and what is lost with other words."""
     tasks = report.tasks(LABELS)
     groups: list[tuple[str, str | None, str]] = [
         ("all tasks:\noriginal words", None, ORIGINAL),
@@ -152,7 +167,7 @@ def _labels(report: Report) -> Json:
 
     series = {
         method: [
-            (
+            plots.Mark(
                 _point(report.row(method, LABELS, task, "macro_f1", label_set=name)),
                 singles(method, task, name),
             )
@@ -168,7 +183,7 @@ def _labels(report: Report) -> Json:
         )
         for method in report.methods
     ]
-    plot = plots.strips(
+    plot = plots.marks(
         "labels",
         "Macro F1 with original and substituted label words; faint dots are single tasks or label sets.",
         [name for name, *_ in groups],
@@ -179,6 +194,7 @@ def _labels(report: Report) -> Json:
     return {
         "plot": plot,
         "means": [mean for mean in means if mean[2]],
+        "drops": tables.drops_table(report),
         "table": tables.labels_table(report),
         "accuracy": tables.labels_table(report, "accuracy"),
     }
@@ -202,14 +218,22 @@ def _training(report: Report) -> list[Json]:
             if points and any(value for _, value in points):
                 series[label] = ([step for step, _ in points], [value for _, value in points])
         if series:
-            summary = "; ".join(
-                f"{label} ends at {values[-1]:.3f}" for label, (_, values) in series.items()
-            )
             plot = plots.curves(
-                f"train-{quantity}", f"Training, {title}: {summary}.", series, title, colours
+                f"train-{quantity}", f"Training: {title} by step.", series, title, colours
             )
             found.append({"title": title, "plot": plot})
     return found
+
+
+def _worst(report: Report) -> list[Json]:
+    """The most wrong examples of each task, method by method."""
+    found: dict[tuple[str, str], Json] = {}
+    for example in report.worst:
+        suite, task = example["suite"], example["task"]
+        title = TITLES.get(suite, suite)
+        entry = found.setdefault((suite, task), {"suite": title, "task": task, "methods": {}})
+        entry["methods"].setdefault(example["method"], []).append(example)
+    return list(found.values())
 
 
 def _examples(report: Report) -> list[Json]:

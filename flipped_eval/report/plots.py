@@ -34,118 +34,88 @@ class Point:
     high: float | None = None
 
 
-def dots(
+@dataclass(frozen=True)
+class Mark:
+    """What one method has in one row of a picture: a number with its interval, and the single values behind it."""
+
+    point: Point | None
+    singles: Sequence[float] = ()
+
+
+def marks(
     name: str,
     title: str,
-    labels: Sequence[str],
-    series: Mapping[str, Sequence[Point | None]],
+    rows: Sequence[str],
+    series: Mapping[str, Sequence[Mark]],
     chance: Sequence[float | None],
     axis: str,
 ) -> Markup:
-    """A row for each label, in it a dot with whiskers for each method, and a tick where chance is.
+    """For each row and method a mark with whiskers over a faint dot for each single value, and a line where chance is.
 
     Args:
       name: unique within the page; goes into element ids.
-      title: what a reader who does not see the picture is told.
-      labels: the rows, top to bottom.
-      series: method -> one point per row.
+      title: what the picture shows, for a reader who does not see it; its numbers are added.
+      rows: the names of the rows, top to bottom.
+      series: method -> one mark per row.
       chance: percent, one per row.
       axis: the name of the horizontal axis.
     """
-    count = len(series)
-
-    def draw(axes: Axes, narrow: bool) -> None:
-        _chance(axes, chance)
-        for index, (method, points) in enumerate(series.items()):
-            shift = (index - (count - 1) / 2) * min(0.2, 0.8 / max(count, 1))
-            places = [(row + shift, point) for row, point in enumerate(points) if point is not None]
-            for place, point in places:
-                if point.low is not None and point.high is not None:
-                    axes.plot(
-                        [point.low, point.high],
-                        [place] * 2,
-                        color=method_colour(index),
-                        linewidth=1.6,
-                    )
-            axes.scatter(
-                [point.value for _, point in places],
-                [place for place, _ in places],
-                s=30,
-                marker=MARKERS[index % len(MARKERS)],
-                color=method_colour(index),
-                edgecolors=_PAPER,
-                linewidths=0.8,
-                zorder=3,
-                label=method,
-            )
-        axes.set_ylim(len(labels) - 0.5, -0.5)
-        axes.set_yticks(range(len(labels)), labels)
-        axes.set_xlabel(axis)
-        axes.grid(axis="x", color=_RULE, linewidth=0.8)
-
-    per_row = 0.14 + 0.105 * max(count, 1)
-    return _twice(name, title, draw, height=0.95 + per_row * len(labels), legend=count + 1)
-
-
-def strips(
-    name: str,
-    title: str,
-    groups: Sequence[str],
-    series: Mapping[str, Sequence[tuple[Point | None, Sequence[float]]]],
-    chance: Sequence[float | None],
-    axis: str,
-) -> Markup:
-    """For each group and method the mean with its interval, over a faint dot for each single value."""
-    count = len(series)
+    count = max(len(series), 1)
 
     def draw(axes: Axes, narrow: bool) -> None:
         _chance(axes, chance)
         for index, (method, cells) in enumerate(series.items()):
-            shift = (index - (count - 1) / 2) * min(0.24, 0.84 / max(count, 1))
-            for row, (point, singles) in enumerate(cells):
+            marker, colour = MARKERS[index % len(MARKERS)], method_colour(index)
+            shift = (index - (count - 1) / 2) * min(0.24, 0.84 / count)
+            for row, cell in enumerate(cells):
+                place = row + shift
                 axes.scatter(
-                    singles,
-                    [row + shift] * len(singles),
+                    cell.singles,
+                    [place] * len(cell.singles),
                     s=14,
-                    color=method_colour(index),
+                    color=colour,
                     alpha=0.3,
                     linewidths=0,
                 )
-                if point is None:
+                if cell.point is None:
                     continue
-                if point.low is not None and point.high is not None:
-                    axes.plot(
-                        [point.low, point.high],
-                        [row + shift] * 2,
-                        color=method_colour(index),
-                        linewidth=2,
-                    )
+                if cell.point.low is not None and cell.point.high is not None:
+                    ends = [cell.point.low, cell.point.high]
+                    axes.plot(ends, [place] * 2, color=colour, linewidth=1.8)
                 axes.scatter(
-                    [point.value],
-                    [row + shift],
-                    s=44,
-                    marker=MARKERS[index % len(MARKERS)],
-                    color=method_colour(index),
+                    [cell.point.value],
+                    [place],
+                    s=38,
+                    marker=marker,
+                    color=colour,
                     edgecolors=_PAPER,
                     linewidths=0.9,
                     zorder=3,
                 )
-            axes.scatter(
-                [],
-                [],
-                s=40,
-                marker=MARKERS[index % len(MARKERS)],
-                color=method_colour(index),
-                label=method,
-            )
-        axes.set_ylim(len(groups) - 0.5, -0.5)
-        axes.set_yticks(range(len(groups)), groups)
+            axes.scatter([], [], s=38, label=method, marker=marker, color=colour)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_yticks(range(len(rows)), rows)
         axes.set_xlabel(axis)
         axes.grid(axis="x", color=_RULE, linewidth=0.8)
 
-    return _twice(
-        name, title, draw, height=1.0 + (0.16 + 0.15 * count) * len(groups), legend=count + 1
-    )
+    words = _in_words(rows, series, chance)
+    height = 0.95 + (0.16 + 0.12 * count) * len(rows)
+    return _twice(name, title, words, draw, height=height, legend=count + 1)
+
+
+def _in_words(
+    rows: Sequence[str], series: Mapping[str, Sequence[Mark]], chance: Sequence[float | None]
+) -> str:
+    """The numbers of a picture as text."""
+    told = []
+    for place, row in enumerate(rows):
+        parts = [] if chance[place] is None else [f"chance {chance[place]:.1f}"]
+        for method, cells in series.items():
+            if (point := cells[place].point) is not None:
+                ends = "" if point.low is None else f" ({point.low:.1f} to {point.high:.1f})"
+                parts.append(f"{method} {point.value:.1f}{ends}")
+        told.append(f"{row}: {', '.join(parts)}".replace("\n", " "))
+    return ". ".join(told)
 
 
 def curves(
@@ -176,7 +146,11 @@ def curves(
         if narrow:
             axes.locator_params(axis="x", nbins=4)
 
-    return _twice(name, title, draw, height=2.9, legend=len(series))
+    words = "; ".join(
+        f"{label}: from {values[0]:.3f} at step {steps[0]} to {values[-1]:.3f} at step {steps[-1]}"
+        for label, (steps, values) in series.items()
+    )
+    return _twice(name, title, words, draw, height=2.9, legend=len(series))
 
 
 def _chance(axes: Axes, chance: Sequence[float | None]) -> None:
@@ -208,10 +182,15 @@ def _smooth(values: Sequence[float]) -> list[float]:
 
 
 def _twice(
-    name: str, title: str, draw: Callable[[Axes, bool], None], height: float, legend: int
+    name: str,
+    title: str,
+    words: str,
+    draw: Callable[[Axes, bool], None],
+    height: float,
+    legend: int,
 ) -> Markup:
-    wide = _svg(f"{name}-w", title, draw, WIDE, height, legend, narrow=False)
-    narrow = _svg(f"{name}-n", title, draw, NARROW, height, legend, narrow=True)
+    wide = _svg(f"{name}-w", title, words, draw, WIDE, height, legend, narrow=False)
+    narrow = _svg(f"{name}-n", title, words, draw, NARROW, height, legend, narrow=True)
     return Markup('<div class="plot wide">%s</div><div class="plot narrow">%s</div>') % (
         wide,
         narrow,
@@ -221,6 +200,7 @@ def _twice(
 def _svg(
     name: str,
     title: str,
+    words: str,
     draw: Callable[[Axes, bool], None],
     width: float,
     height: float,
@@ -259,11 +239,11 @@ def _svg(
             )
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(buffer.getvalue(), name, title)
+    return _inline(buffer.getvalue(), name, title, words)
 
 
-def _inline(svg: str, name: str, title: str) -> Markup:
-    """The `<svg>` element alone: no addresses, ids of its own, the page's colours and fonts, a title."""
+def _inline(svg: str, name: str, title: str, words: str) -> Markup:
+    """The `<svg>` element alone: no addresses, own ids, the page's colours and fonts, and what it shows as text."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
@@ -278,4 +258,6 @@ def _inline(svg: str, name: str, title: str) -> Markup:
     opening, rest = svg.split(">", 1)
     opening = re.sub(r'\s(width|height)="[^"]*"', "", opening)
     heading = f'<title id="{name}-title">{escape(title)}</title>'
-    return Markup(f'{opening} role="img" aria-labelledby="{name}-title">{heading}{rest}'.strip())
+    heading += f'<desc id="{name}-desc">{escape(words)}</desc>'
+    described = f'role="img" aria-labelledby="{name}-title" aria-describedby="{name}-desc"'
+    return Markup(f"{opening} {described}>{heading}{rest}".strip())

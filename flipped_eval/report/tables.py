@@ -6,10 +6,22 @@ A cell is made once, here, so that the HTML and the Markdown say the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from flipped_eval.report.content import LABELS, Report, label_sets, percent, short
-from flipped_eval.results import ORIGINAL, SUBSTITUTES, Json
+import numpy as np
+
+from flipped_eval.aggregates import SUBSTITUTES
+from flipped_eval.files import Json
+from flipped_eval.report.content import (
+    LABELS,
+    METRIC_NAMES,
+    TITLES,
+    Report,
+    label_sets,
+    percent,
+    short,
+)
+from mixtures.suites import ORIGINAL
 
 
 @dataclass(frozen=True)
@@ -125,6 +137,18 @@ def labels_table(report: Report, metric: str = "macro_f1") -> list[Line]:
     return lines
 
 
+COUNTED = (
+    "rows",
+    "scored",
+    "inputs_cut",
+    "targets_cut",
+    "ties",
+    "several_correct",
+    "duplicate_choices",
+    "same_ids",
+)
+
+
 def counts_table(report: Report) -> list[Json]:
     """For each suite, task and method: rows, scored, dropped by reason, cut, ties; summed over templates."""
     summed: dict[tuple[str, str, str], Json] = {}
@@ -140,10 +164,10 @@ def counts_table(report: Report) -> list[Json]:
                 "units": 0,
                 "dropped": {},
             }
-            | dict.fromkeys(("rows", "scored", "inputs_cut", "targets_cut", "ties"), 0),
+            | dict.fromkeys(COUNTED, 0),
         )
         line["units"] += 1
-        for name in ("rows", "scored", "inputs_cut", "targets_cut", "ties"):
+        for name in COUNTED:
             line[name] += count[name]
         for reason, number in count["dropped"].items():
             line["dropped"][reason] = line["dropped"].get(reason, 0) + number
@@ -174,3 +198,220 @@ def _spread(row: Json) -> str:
 
 def _range(low: float, high: float) -> str:
     return f"{100 * low:.0f} to {100 * high:.0f}"
+
+
+def suites_table(report: Report) -> list[Line]:
+    """One line for each suite; for label generalization one with the original words and one with all others."""
+    lines = []
+    for suite in report.suites():
+        for metric, label_set in headline_figures(suite):
+            rows = [
+                report.row(method, suite, None, metric, label_set=label_set)
+                for method in report.methods
+            ]
+            measured = next((row for row in rows if row), None)
+            if measured is None:
+                continue
+            name = f"{TITLES.get(suite, suite)}, {METRIC_NAMES[metric]}"
+            if suite == LABELS:
+                name += ", original words" if label_set == ORIGINAL else ", all other words"
+            missing = sorted({task for row in rows if row for task in row.get("tasks_missing", ())})
+            note = f"{measured['tasks']} tasks, {measured['n']} examples"
+            if missing:
+                note += f"; without {', '.join(map(short, missing))}"
+            lines.append(line(name, rows, note))
+    return lines
+
+
+def headline_figures(suite: str) -> list[tuple[str, str]]:
+    """(metric, label set) of the figures that stand for a suite."""
+    if suite == LABELS:
+        return [("macro_f1", ORIGINAL), ("macro_f1", SUBSTITUTES)]
+    return [("accuracy", ORIGINAL)]
+
+
+def drops_table(report: Report, metric: str = "macro_f1") -> list[Line]:
+    """What is lost with other label words, in points: over all pairs, then for each task and label set."""
+
+    def drops(task: str | None, label_set: str) -> list[Json | None]:
+        rows = [
+            report.row(method, LABELS, task, metric, label_set=label_set)
+            for method in report.methods
+        ]
+        return [row if row and "drop" in row else None for row in rows]
+
+    def of(name: str, rows: Sequence[Json | None], total: bool = False) -> Line:
+        values = [row["drop"] for row in rows if row]
+        least = min(values) if len(values) > 1 and max(values) > min(values) else None
+        cells = tuple(_drop_cell(row, least) for row in rows)
+        return Line(name, Cell(""), cells, total=total)
+
+    lines = [of("all pairs", drops(None, SUBSTITUTES), total=True)]
+    for task in report.tasks(LABELS):
+        inner = tuple(of(one, drops(task, one)) for one in label_sets(report, task))
+        mean = of(f"{short(task)}, {len(inner)} pairs", drops(task, SUBSTITUTES))
+        lines.append(Line(mean.name, mean.chance, mean.cells, lines=inner))
+    return lines if any(cell.text != "–" for cell in lines[0].cells) else []
+
+
+def _drop_cell(row: Json | None, least: float | None) -> Cell:
+    """A drop; `best` is the smallest of its row, `above` one whose interval lies above 0."""
+    if row is None:
+        return Cell("–")
+    low, high = row["drop_low"], row["drop_high"]
+    detail = "" if low is None else f"{points(low)} to {points(high)}"
+    return Cell(
+        text=points(row["drop"]),
+        detail=detail,
+        sort=row["drop"],
+        best=least is not None and row["drop"] <= least,
+        above=low is not None and low > 0,
+    )
+
+
+def points(value: float) -> str:
+    """A difference in percentage points, with its sign: 0.0123 -> "+1.2", -0.05 -> "−5.0"."""
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two methods on the same examples: second minus first.
+
+    Attributes:
+      first, second: the methods.
+      what: suite and metric, or the task.
+      difference, interval: in points.
+      p: the permutation test's; `adjusted`, where given, is corrected for the number of tasks.
+      sure: the interval leaves 0 out.
+      sort: the difference.
+      lines: the tasks.
+    """
+
+    first: str
+    second: str
+    what: str
+    difference: str
+    interval: str
+    p: str
+    adjusted: str
+    sure: bool
+    sort: float
+    n: int
+    lines: tuple[Difference, ...] = ()
+
+
+def differences_table(report: Report) -> list[Difference]:
+    """The methods in pairs, suite by suite, each with its tasks."""
+    tasks: dict[tuple[str, ...], list[Difference]] = {}
+    found: list[tuple[Json, str]] = []
+    for row in report.comparisons:
+        key = tuple(row[name] for name in ("first", "second", "suite", "metric", "label_set"))
+        if row["template"] or (row["metric"], row["label_set"]) not in headline_figures(
+            row["suite"]
+        ):
+            continue
+        if row["task"]:
+            tasks.setdefault(key, []).append(_difference(row, short(row["task"])))
+        else:
+            what = f"{TITLES.get(row['suite'], row['suite'])}, {METRIC_NAMES[row['metric']]}"
+            if row["suite"] == LABELS:
+                what += ", original words" if row["label_set"] == ORIGINAL else ", all other words"
+            found.append((row, what))
+    lines = []
+    for row, what in found:
+        key = tuple(row[name] for name in ("first", "second", "suite", "metric", "label_set"))
+        lines.append(replace(_difference(row, what), lines=tuple(tasks.get(key, ()))))
+    return lines
+
+
+def _difference(row: Json, what: str) -> Difference:
+    low, high = row["low"], row["high"]
+    return Difference(
+        first=row["first"],
+        second=row["second"],
+        what=what,
+        difference=points(row["difference"]),
+        interval="–" if low is None else f"{points(low)} to {points(high)}",
+        p=_p(row["p"]),
+        adjusted=_p(row["p_adjusted"]) if "p_adjusted" in row else "",
+        sure=low is not None and (low > 0 or high < 0),
+        sort=row["difference"],
+        n=row["n"],
+    )
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Which choice was taken for which, in one task by one method, summed over its templates.
+
+    Attributes:
+      method: which.
+      rows: for each right choice, (count, share of the row in percent) of each predicted choice.
+    """
+
+    method: str
+    rows: tuple[tuple[tuple[int, float], ...], ...]
+
+
+@dataclass(frozen=True)
+class Confusions:
+    """The matrices of one task: for each set of choices (words, or "choice 1", …) one for each method."""
+
+    suite: str
+    task: str
+    matrices: dict[tuple[str, ...], list[Confusion]]
+
+
+def confusions(report: Report) -> list[Confusions]:
+    """Of each task with its original words; templates with the same choices are added up."""
+    summed: dict[tuple[str, str], dict[tuple[str, ...], dict[str, np.ndarray]]] = {}
+    for count in report.counts:
+        if "confusion" not in count or count["label_set"] != ORIGINAL:
+            continue
+        matrix = np.array(count["confusion"]["matrix"])
+        numbered = [f"choice {n}" for n in range(1, len(matrix) + 1)]
+        classes = tuple(count["confusion"]["words"] or numbered)
+        here = summed.setdefault((count["suite"], count["task"]), {}).setdefault(classes, {})
+        method = count["method"]
+        here[method] = here[method] + matrix if method in here else matrix
+    return [
+        Confusions(
+            suite,
+            task,
+            {
+                classes: [
+                    _confusion(method, here[method]) for method in report.methods if method in here
+                ]
+                for classes, here in by_classes.items()
+            },
+        )
+        for (suite, task), by_classes in summed.items()
+    ]
+
+
+def _confusion(method: str, matrix: np.ndarray) -> Confusion:
+    shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    return Confusion(
+        method,
+        tuple(
+            tuple(zip(map(int, numbers), map(float, row), strict=True))
+            for numbers, row in zip(matrix, shares, strict=True)
+        ),
+    )
+
+
+def not_run_table(report: Report) -> list[Json]:
+    """What could not be run, one line for each task and reason: methods, number of templates, whether all of it."""
+    found: dict[tuple[str, str, str, bool], Json] = {}
+    for one in report.not_run:
+        key = (one["suite"], one["task"], one["why"], one["whole_task"])
+        line = found.setdefault(key, dict(zip(("suite", "task", "why", "whole"), key, strict=True)))
+        line.setdefault("methods", {})[one["method"]] = None
+        line.setdefault("templates", {})[one["template"]] = None
+    return list(found.values())

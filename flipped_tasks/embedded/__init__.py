@@ -114,5 +114,5 @@ def generate(dataset: str, split: str) -> list[Row]:
             f"unknown split {split!r} of {dataset}; expected one of: {', '.join(sizes)}"
         )
     maker = unseen_rows.anli(int(split[-1])) if dataset == "anli" else _MAKERS[dataset]
-    rng = random.Random(f"{dataset}/{split}")
+    rng = random.Random(f"world/{dataset}/{split}")
     return [maker(rng, number) for number in range(sizes[split])]

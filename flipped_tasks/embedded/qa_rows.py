@@ -209,8 +209,16 @@ def quantity_words(rng: random.Random) -> tuple[str, str, int]:
     return rng.choice(knowledge.QUANTITIES)
 
 
-def law(cause: str, effect: str, sign: int) -> str:
-    return f"More {cause} means {'more' if sign > 0 else 'less'} {effect}."
+def law(rng: random.Random, cause: str, effect: str, sign: int) -> str:
+    """What more and what less of the cause means, in either order.
+
+    Both are told: with one of them only, the other has to be worked out as a product of two signs, which models of
+    the demo's size do not learn in minutes.
+    """
+    more, less = ("more", "less") if sign > 0 else ("less", "more")
+    told = [f"More {cause} means {more} {effect}.", f"Less {cause} means {less} {effect}."]
+    rng.shuffle(told)
+    return " ".join(told)
 
 
 def quartz(rng: random.Random, number: int) -> Row:
@@ -243,7 +251,7 @@ def quartz(rng: random.Random, number: int) -> Row:
         "question": f"If there is {'more' if change > 0 else 'less'} {cause}, how much {effect} will there be?",
         "choices": {"text": choices, "label": ["A", "B"]},
         "answerKey": "AB"[choices.index(right)],
-        "para": law(cause, effect, sign),
+        "para": law(rng, cause, effect, sign),
         "para_id": f"made-up-{number}",
         "para_anno": nothing,
         "question_anno": asked,
@@ -255,7 +263,7 @@ def wiqa(rng: random.Random, number: int) -> Row:
     change = rng.choice((1, -1))
     label = "more" if sign * change > 0 else "less"
     kind = "INPARA_EFFECT"
-    told = law(cause, effect, sign)[:-1]
+    told = law(rng, cause, effect, sign)[:-1]
     if rng.random() < 1 / 3:
         label, kind = "no_effect", "OUTOFPARA_DISTRACTOR"
         effect = draw_others(rng, [e for c, e, _ in knowledge.QUANTITIES if c != cause], effect, 1)[
@@ -279,11 +287,10 @@ def quarel(rng: random.Random, number: int) -> Row:
     cause, effect, sign = quantity_words(rng)
     things = rng.sample([thing for thing, _ in knowledge.KEPT], 2)
     most = rng.randrange(2)  # which thing has more of the cause
-    asks_more = rng.random() < 0.5
-    index = most if (sign > 0) == asks_more else 1 - most
+    index = most if sign > 0 else 1 - most
     question = (
         f"The {things[most]} has more {cause} than the {things[1 - most]}."
-        f" Which has {'more' if asks_more else 'less'} {effect}? (A) {things[0]} (B) {things[1]}"
+        f" Which has more {effect}? (A) {things[0]} (B) {things[1]}"
     )
     return {
         "id": f"made-up-{number}",

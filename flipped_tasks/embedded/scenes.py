@@ -54,6 +54,11 @@ def with_article(text: str) -> str:
     return re.sub(r"\ba (?=[aeiou])", "an ", text)
 
 
+def as_sentence(text: str) -> str:
+    """Writes "To sew cloth you need a needle." for "to sew cloth you need a needle"."""
+    return text[0].upper() + text[1:] + "."
+
+
 @dataclasses.dataclass(frozen=True)
 class Telling:
     """Facts about a person in chosen words."""

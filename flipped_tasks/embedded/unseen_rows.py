@@ -1,7 +1,6 @@
 """Rows of the fourteen evaluation tasks' datasets, told in the made-up world.
 
-No prompted training task has these rows. The warm-up's text does use the generators of inference, causes and senses, so
-the tasks are new as prompts and not as text.
+Neither the training tasks nor the warm-up's text call these functions.
 """
 
 from __future__ import annotations
@@ -132,14 +131,10 @@ def cause_and_effects(
     """A person, a cause with its effect, and `wrong` other pairs, as sentences."""
     person = rng.choice(words.PEOPLE)
     pairs = [
-        (sentence(cause.format(p=person)), sentence(effect.format(p=person)))
+        (scenes.as_sentence(cause.format(p=person)), scenes.as_sentence(effect.format(p=person)))
         for cause, effect in rng.sample(knowledge.CAUSES, wrong + 1)
     ]
     return person, pairs[0], pairs[1:]
-
-
-def sentence(text: str) -> str:
-    return text[0].upper() + text[1:] + "."
 
 
 def copa(rng: random.Random, number: int) -> Row:
@@ -196,7 +191,7 @@ def piqa(rng: random.Random, number: int) -> Row:
     false = draw_others(rng, [name for name, _ in knowledge.TOOLS], tool, 1)[0]
     choices, label = shuffled(rng, f"Take a {tool}.", [f"Take a {false}."])
     return {
-        "goal": sentence(f"to {purpose}")[:-1],
+        "goal": scenes.as_sentence(f"to {purpose}")[:-1],
         "sol1": choices[0],
         "sol2": choices[1],
         "label": label,
@@ -218,7 +213,7 @@ def openbookqa(rng: random.Random, number: int) -> Row:
     stem = " ".join(statement.split()[:-1])
     return {
         "id": f"made-up-{number}",
-        "question_stem": sentence(stem)[:-1],
+        "question_stem": scenes.as_sentence(stem)[:-1],
         "choices": {"text": choices, "label": list(LETTERS[:4])},
         "answerKey": LETTERS[index],
     }

@@ -1,8 +1,9 @@
 """Running text of the made-up world, for the warm-up that stands in for the LM-adapted checkpoint.
 
 The text says what is so in the world, in many words: scenes and their retellings, causes and effects, tools and
-animals, reviews, news, claims and whether they are so. It holds no prompt and no template. A tab stands where a
-reader could go on alone; a cut there makes a question and its short answer.
+animals, reviews, news, and exercises with a teacher's mark. It holds no prompt and no template, and its exercises are
+of the kinds that the training datasets have: nothing here calls the generators of the evaluation datasets' rows. A
+tab stands where a reader could go on alone; a cut there makes a question and its short answer.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from flipped_tasks.embedded import knowledge, qa_rows, scenes, text_rows, unseen_rows, words
+from flipped_tasks.embedded import knowledge, qa_rows, scenes, text_rows, words
 
 # The words for a claim that is so, that is not so, and that may be so; each also stands capitalised.
 VERDICTS: tuple[tuple[str, ...], ...] = (
@@ -46,15 +47,6 @@ def meaning(rng: random.Random) -> str:
     return f"{first} means the same as\t{second}."
 
 
-def verified(rng: random.Random) -> str:
-    """A scene, a claim, and whether the claim is so, in any of the words for it."""
-    label = rng.randrange(3)
-    premise, claim = unseen_rows.inference(
-        rng, rng.choice((1, 2)), ("entailment", "contradiction", "neutral")[label]
-    )
-    return f"{premise} {claim}\t{verdict(rng, label)}"
-
-
 def compared(rng: random.Random) -> str:
     """Two tellings, and whether they are the same."""
     first, second, label = text_rows.pair(rng, 1)
@@ -72,7 +64,7 @@ def answered(rng: random.Random) -> str:
 
 def known(rng: random.Random) -> str:
     _, statement, _, _ = qa_rows.fact_question(rng, 4)
-    return _cut(unseen_rows.sentence(statement))
+    return _cut(scenes.as_sentence(statement))
 
 
 def known_answer(rng: random.Random) -> str:
@@ -84,8 +76,8 @@ def causal(rng: random.Random) -> str:
     person = rng.choice(words.PEOPLE)
     cause, effect = (text.format(p=person) for text in rng.choice(knowledge.CAUSES))
     if rng.random() < 0.5:
-        return f"{unseen_rows.sentence(cause)} {rng.choice(('Then', 'So'))}\t{effect}."
-    return f"{unseen_rows.sentence(effect)} This is because\t{cause}."
+        return f"{scenes.as_sentence(cause)} {rng.choice(('Then', 'So'))}\t{effect}."
+    return f"{scenes.as_sentence(effect)} This is because\t{cause}."
 
 
 def felt(rng: random.Random) -> str:
@@ -99,7 +91,7 @@ def felt(rng: random.Random) -> str:
 def quantity(rng: random.Random) -> str:
     cause, effect, sign = qa_rows.quantity_words(rng)
     if rng.random() < 0.5:
-        return qa_rows.law(cause, effect, sign).replace(" means ", " means\t")
+        return f"More {cause} means\t{'more' if sign > 0 else 'less'} {effect}."
     return f"Less {cause} means\t{'less' if sign > 0 else 'more'} {effect}."
 
 
@@ -139,8 +131,7 @@ def pronoun(rng: random.Random) -> str:
 
 def sense(rng: random.Random) -> str:
     word, senses = rng.choice(knowledge.SENSES)
-    first, second = rng.sample(rng.choice(senses), 2)
-    return f"{first} {second}\t{word}"
+    return f"{rng.choice(rng.choice(senses))}\t{word}"
 
 
 def marked(rng: random.Random) -> str:
@@ -151,16 +142,8 @@ def marked(rng: random.Random) -> str:
     return f"{heading}{told}\noutput: {right if good else wrong}\t{'good' if good else 'bad'}"
 
 
-def _claim(rng: random.Random) -> tuple[str, str, str]:
-    label = rng.randrange(2)
-    premise, claim = unseen_rows.inference(
-        rng, rng.choice((1, 2)), ("entailment", "contradiction")[label]
-    )
-    return f"{premise} {claim}", verdict(rng, label), verdict(rng, 1 - label)
-
-
 def _pair(rng: random.Random) -> tuple[str, str, str]:
-    first, second, label = text_rows.pair(rng, 1)
+    first, second, label = text_rows.pair(rng, rng.choice((1, 1, 2)))
     return (
         f"{first.sentences(rng)} {second.sentences(rng)}",
         verdict(rng, 1 - label),
@@ -170,14 +153,14 @@ def _pair(rng: random.Random) -> tuple[str, str, str]:
 
 def _asked(rng: random.Random) -> tuple[str, str, str]:
     telling, fact, answer = qa_rows.asked_fact(rng, 2)
-    wrong = scenes.pick_word(rng, scenes.other(rng, fact))
+    choices, index = scenes.options(rng, fact, answer, 4)
     question = scenes.question(rng, fact, telling.person)
-    return f"{telling.sentences(rng)} {question}", answer, wrong
+    return f"{telling.sentences(rng)} {question}", answer, choices[index - 1]
 
 
 def _known(rng: random.Random) -> tuple[str, str, str]:
-    question, _, choices, index = qa_rows.fact_question(rng, 2)
-    return question, choices[index], choices[1 - index]
+    question, _, choices, index = qa_rows.fact_question(rng, 4)
+    return question, choices[index], choices[index - 1]
 
 
 def _reviewed(rng: random.Random) -> tuple[str, str, str]:
@@ -186,9 +169,17 @@ def _reviewed(rng: random.Random) -> tuple[str, str, str]:
     return told, verdict(rng, 1 - label), verdict(rng, label)
 
 
-def _caused(rng: random.Random) -> tuple[str, str, str]:
-    _, (cause, effect), wrong = unseen_rows.cause_and_effects(rng, 1)
-    return cause, effect, wrong[0][1]
+def _reasoned(rng: random.Random) -> tuple[str, str, str]:
+    row = qa_rows.cosmos_qa(rng, 0)
+    choices = [row[f"answer{i}"] for i in range(3)]
+    told = f"{row['context']} {row['question']}"
+    return told, choices[row["label"]], choices[row["label"] - 1]
+
+
+def _felt(rng: random.Random) -> tuple[str, str, str]:
+    row = qa_rows.social_i_qa(rng, 0)
+    choices, index = [row[f"answer{letter}"] for letter in "ABC"], int(row["label"]) - 1
+    return f"{row['context']} {row['question']}", choices[index], choices[index - 1]
 
 
 def _reported(rng: random.Random) -> tuple[str, str, str]:
@@ -198,28 +189,34 @@ def _reported(rng: random.Random) -> tuple[str, str, str]:
 
 
 def _changed(rng: random.Random) -> tuple[str, str, str]:
-    cause, effect, sign = qa_rows.quantity_words(rng)
-    change = rng.choice((1, -1))
-    right, wrong = ("more", "less") if sign * change > 0 else ("less", "more")
-    told = (
-        f"If there is {'more' if change > 0 else 'less'} {cause}, how much {effect} will there be?"
+    row = qa_rows.quartz(rng, 0)
+    index = "AB".index(row["answerKey"])
+    choices = row["choices"]["text"]
+    return f"{row['para']} {row['question']}", choices[index], choices[1 - index]
+
+
+def _weighed(rng: random.Random) -> tuple[str, str, str]:
+    row = qa_rows.quarel(rng, 0)
+    things = [row["world_literals"][f"world{i + 1}"][0] for i in range(2)]
+    return (
+        row["question"].split(" (A)")[0],
+        things[row["answer_index"]],
+        things[1 - row["answer_index"]],
     )
-    return told, right, wrong
 
 
 Exercise = Callable[[random.Random], tuple[str, str, str]]
 
 # What is asked in a marked text, and its weight.
 _EXERCISES: tuple[tuple[Exercise, ...], tuple[float, ...]] = (
-    (_pair, _asked, _claim, _known, _caused, _reviewed, _reported, _changed),
-    (3, 3, 2, 2, 1.5, 1, 1, 1),
+    (_pair, _asked, _known, _reasoned, _felt, _reviewed, _reported, _changed, _weighed),
+    (6, 6, 2, 1, 0.5, 1, 0.5, 1, 0.5),
 )
 
 # A kind of text and its weight.
 TEXTS: tuple[tuple[Callable[[random.Random], str], float], ...] = (
-    (marked, 22),
-    (verified, 4),
-    (compared, 4),
+    (marked, 34),
+    (compared, 6),
     (meaning, 4),
     (retelling, 3),
     (answered, 2),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import orjson
@@ -15,9 +14,9 @@ import orjson
 from flipped_errors import UserError, unknown
 from flipped_tasks import bigbench, sources
 from flipped_tasks.datasets import DatasetSpec
+from flipped_tasks.files import SUFFIXES, read_csv, read_file
 
 KINDS = ("hub", "files:DIR", "embedded")
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
 STORY_CLOZE = "story_cloze/2016"
 # The columns of Story Cloze's manual download and what the hub calls them.
 STORY_COLUMNS = {
@@ -79,6 +78,8 @@ def open_origin(
         return HubOrigin(spec, revision)
     kind, _, folder = source.partition(":")
     if kind != "files" or not folder:
+        if pathlib.Path(source).is_dir():
+            raise UserError(f"source: expected files:{source} for a folder, got {source!r}")
         raise unknown("source", source, KINDS)
     root = pathlib.Path(folder).expanduser()
     if not root.is_dir():
@@ -140,10 +141,10 @@ class FilesOrigin:
                 yield fit(row, self.spec.columns)
 
     def _read(self, path: pathlib.Path) -> Iterator[Row]:
-        if path.suffix == ".csv":
-            yield from read_csv(path, self.spec)
+        if self.spec.name == STORY_CLOZE and path.suffix == ".csv":
+            yield from read_csv(path, self.spec.columns, STORY_COLUMNS)
             return
-        for line in sources.read_file(path):
+        for line in read_file(path, self.spec.columns):
             yield orjson.loads(line)
 
     def remark(self, row: Row) -> str | None:
@@ -207,45 +208,3 @@ def fit(row: Row, columns: Mapping[str, Any]) -> Row:
             if all(isinstance(item, Mapping) for item in items):
                 row[name] = {key: [item.get(key) for item in items] for key in kind}
     return row
-
-
-def read_csv(path: pathlib.Path, spec: DatasetSpec) -> Iterator[Row]:
-    """The rows of a CSV file with a header, as the catalog types them.
-
-    An empty cell of a number is null; a list or a nested column is written as JSON.
-
-    Raises:
-      UserError: the file cannot be read, or a cell is not of its column's type; names the line.
-    """
-    csv.field_size_limit(1 << 30)
-    readers: dict[str, Callable[[str], Any]] = {}
-    for name, kind in spec.columns.items():
-        readers[name] = str if kind == "string" else _read_int if kind == "int" else orjson.loads
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            for row in reader:
-                if spec.name == STORY_CLOZE:
-                    row = {STORY_COLUMNS.get(name, name): cell for name, cell in row.items()}
-                yield _typed(row, readers, f"{path}, line {reader.line_num}")
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-
-
-def _typed(row: Row, readers: Mapping[str, Callable[[str], Any]], where: str) -> Row:
-    if None in row or None in row.values():
-        raise UserError(f"{where}: expected {len(row) - (None in row)} cells as in the header")
-    for name, read in readers.items():
-        if name in row:
-            try:
-                row[name] = read(row[name])
-            except ValueError:
-                raise UserError(
-                    f"{where}: column {name!r}: expected {'a whole number' if read is _read_int else 'JSON'}, "
-                    f"got {row[name][:60]!r}"
-                ) from None
-    return row
-
-
-def _read_int(cell: str) -> int | None:
-    return int(cell) if cell.strip() else None

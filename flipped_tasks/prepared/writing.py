@@ -319,7 +319,7 @@ class _Writer:
         self.final.mkdir(parents=True, exist_ok=True)
         for path in sorted(self.staging.iterdir(), key=lambda path: path.name == MANIFEST):
             path.rename(self.final / path.name)
-        self.staging.rmtree()
+        self.staging.rmtree(missing_ok=True)  # a bucket's folder is gone with its last file
 
 
 def _is_state(name: str) -> bool:

@@ -7,18 +7,11 @@ import pytest
 from click.testing import CliRunner
 
 from flipped_cli.main import main
-from mixtures import catalog, modules, own
+from mixtures import catalog
 from mixtures.rates import dataset_rates
 
+pytestmark = pytest.mark.usefixtures("own_datasets")
 EXAMPLE = str(pathlib.Path(__file__).resolve().parents[2] / "examples/own_dataset/kettle_tasks.py")
-
-
-@pytest.fixture(autouse=True)
-def clean(monkeypatch):
-    monkeypatch.setattr(modules, "_loaded", set())
-    yield
-    for name in own.own_datasets():
-        own.forget(name)
 
 
 def call(*words):
@@ -43,6 +36,49 @@ def test_the_skeleton_works_at_once(tmp_path):
     assert bad.exit_code == 2 and "expected small letters" in bad.stderr
 
 
+def test_a_training_run_on_a_mixture_with_ones_own_dataset(
+    tmp_path, monkeypatch, capsys, small_vocab_path
+):
+    """`python train.py`, two steps: modules are loaded, rates are kept, a template is left out on demand."""
+    import train
+    from flipped_tasks import batches
+
+    mix = tmp_path / "mix.py"
+    mix.write_text(
+        "from mixtures.own import add_to_mixture\n"
+        "add_to_mixture('mine', 'kettles', 3)\nadd_to_mixture('mine', 'rotten_tomatoes', 1)\n"
+    )
+    met, read = [], batches.batches
+
+    def noted(*args, **how):
+        for batch in read(*args, **how):
+            met.extend(i.decode() for i in batch["example_ids"])
+            yield batch
+
+    monkeypatch.setattr(batches, "batches", noted)
+    model_dir = tmp_path / "run"
+    words = {
+        "MODEL_DIR": model_dir, "VOCAB_PATH": small_vocab_path, "MIXTURE_OR_TASK_NAME": "flipped_mine",
+        "TASK_MODULES": [EXAMPLE, str(mix)], "EXCLUDE_TEMPLATES": {"kettles": ["keep"]},
+        "TASK_FEATURE_LENGTHS": {"inputs": 64, "targets": 32}, "BATCH_SIZE": 64, "TRAIN_STEPS": 2,
+        "LOG_PERIOD": 1,
+    }  # fmt: skip
+    files = ("gin/models/demo.gin", "gin/recipes/flipped.gin", "gin/runs/train.gin")
+    train.main(
+        [f"--gin_file={file}" for file in files] + [f"--gin.{n}={v}" for n, v in words.items()]
+    )
+    lines = (model_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    recipe = json.loads((model_dir / "run.json").read_text(encoding="utf-8"))["recipe"]
+    assert recipe["task_modules"] == [EXAMPLE, str(mix)]
+    assert recipe["exclude_templates"] == {"kettles": ["keep"]}
+    ours = [i for i in met[:128] if i.startswith("kettles/train/")]
+    assert {i.split("/")[3] for i in ours} == {"content"}
+    assert abs(len(ours) / 128 - 3 / 4) < 4 * (3 / 16 / 128) ** 0.5
+    assert all(i.startswith("rotten_tomatoes/train/") for i in set(met[:128]) - set(ours))
+    assert "flipped.kettles: 1 unlabelled of 9 rows (11.1%)" in capsys.readouterr().out
+
+
 def test_lint_is_a_table_and_its_exit_code_tells_what_is_wrong(tmp_path):
     good = call("tasks", "lint", "--module", EXAMPLE)
     assert good.exit_code == 0 and "1 of 9 rows are unlabelled" in good.stdout.replace("\n", " ")
@@ -54,6 +90,14 @@ def test_lint_is_a_table_and_its_exit_code_tells_what_is_wrong(tmp_path):
     assert [n for n, line in reports.items() if line["verdict"] == "wrong"] == ["is_correct_2"]
     unknown = call("tasks", "lint", "qacs")
     assert unknown.exit_code == 2 and "nearest: 'qasc'" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("lint", "kettles"), ("render", "--dataset", "kettles", "--all")]
+)
+def test_a_forgotten_module_is_named(words):
+    result = call("tasks", *words)
+    assert result.exit_code == 2 and "one of your own is known after --module" in result.stderr
 
 
 def test_lint_json_of_rows_that_are_dropped():

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import pathlib
+import signal
+import subprocess
+import sys
+import time
 from typing import Any
 
 import pytest
@@ -13,6 +17,7 @@ from flipped_errors import UserError
 from flipped_tasks.embedded.vocabulary import train_vocabulary
 from flipped_tasks.embedded.warmup import warmup_texts
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = ("gin/models/tiny.gin", "gin/recipes/direct.gin", "gin/runs/train.gin")
 
 
@@ -49,7 +54,9 @@ def test_train_resume_refuse(tmp_path: pathlib.Path, vocab_path: str) -> None:
     assert about["versions"]["jax"]
     assert "train.batch_size" in (folder / "operative_config.gin").read_text(encoding="utf-8")
 
-    assert int(run(folder, vocab_path, TRAIN_STEPS=3).step) == 3
+    # How it is carried out may change on the way.
+    other: dict[str, Any] = {"MICROBATCHES": 2, "REMAT": "full", "FSDP": True, "TRAIN_STEPS": 3}
+    assert int(run(folder, vocab_path, **other).step) == 3
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
 
@@ -67,3 +74,85 @@ def test_a_vocabulary_that_does_not_fit_the_model(tmp_path: pathlib.Path, vocab_
     with pytest.raises(UserError, match="vocab_size: expected at least 512"):
         run(tmp_path / "run", vocab_path, **{"T5Config.vocab_size": 256})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skip(reason="not finished: a traceback where google-cloud-storage is not installed")
+def test_buckets_are_no_folders_to_train_in(vocab_path: str) -> None:
+    with pytest.raises(UserError, match="model_dir: expected a folder that all hosts see, got gs:"):
+        run(pathlib.Path("gs://bucket"), vocab_path)
+
+
+@pytest.mark.parametrize(
+    ("example_id", "task"),
+    [
+        (b"imdb/train/17/Movie Expressed Sentiment", "imdb"),
+        (b"super_glue/rte/train/3/GPT-3 style", "super_glue/rte"),
+        (b"story_cloze/2016/validation/5/a/9/b", "story_cloze/2016"),
+        (b"something else", "something else"),
+    ],
+)
+def test_tasks_of_example_ids(example_id: bytes, task: str) -> None:
+    assert training.task_of(example_id) == task
+
+
+def command(folder: pathlib.Path, vocab_path: str) -> list[str]:
+    values = {
+        "MODEL_DIR": folder,
+        "VOCAB_PATH": vocab_path,
+        "TASK_FEATURE_LENGTHS": {"inputs": 24, "targets": 8},
+        "MIXTURE_OR_TASK_NAME": "direct.imdb",
+        "BATCH_SIZE": 4,
+        "TRAIN_STEPS": 60,
+        "CHECKPOINT_PERIOD": 7,
+        "LOG_PERIOD": 2,
+        "T5Config.vocab_size": 512,
+        "T5Config.emb_dim": 16,
+    }
+    files = [f"--gin_file={name}" for name in FILES]
+    bindings = [f"--gin.{name}={value}" for name, value in values.items()]
+    return [sys.executable, str(ROOT / "train.py"), *files, *bindings]
+
+
+@pytest.mark.slow
+def test_the_command_killed_and_ended_goes_on_to_the_same_bits(
+    tmp_path: pathlib.Path, vocab_path: str
+) -> None:
+    """SIGKILL once and SIGTERM once, each in the middle; the second says so and its code is 0."""
+    import jax
+    import numpy as np
+
+    from t5_engine import checkpoints
+    from t5_engine.reporting import TIMES
+
+    def rows(folder: pathlib.Path) -> list[dict[str, Any]]:
+        file = folder / "metrics.jsonl"
+        found = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        return [json.loads(line) for line in found]
+
+    def start_and_send(sent: signal.Signals, after: int) -> tuple[int, str]:
+        process = subprocess.Popen(
+            command(parted, vocab_path),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        while len(rows(parted)) < after and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(sent)
+        told = process.communicate()[1]
+        return process.returncode, told
+
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    subprocess.run(command(whole, vocab_path), check=True, capture_output=True)
+    assert start_and_send(signal.SIGKILL, 9)[0] == -signal.SIGKILL
+    code, told = start_and_send(signal.SIGTERM, 18)
+    assert code == 0 and "asked to end (SIGTERM)" in told
+    subprocess.run(command(parted, vocab_path), check=True, capture_output=True)
+
+    states = [checkpoints.load(folder)[0] for folder in (whole, parted)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    timeless = [
+        [{k: v for k, v in row.items() if k not in TIMES} for row in rows(folder)]
+        for folder in (whole, parted)
+    ]
+    assert timeless[0] == timeless[1] and len(timeless[0]) == 30

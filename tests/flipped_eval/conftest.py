@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flipped_eval import jobs
+from flipped_eval import jobs, planning
 from flipped_tasks.embedded import warmup_texts
 from flipped_tasks.embedded.vocabulary import train_vocabulary
 
@@ -49,22 +50,35 @@ def small_vocab_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+REQUEST_FIELDS = {field.name for field in dataclasses.fields(planning.Request)}
+RUN_FIELDS = {field.name for field in dataclasses.fields(jobs.Run)}
+
+
+def evaluate(
+    output_dir: pathlib.Path, vocab_path: str, *, weights: int = 0, **changes: Any
+) -> dict[str, Any]:
+    """`jobs.evaluate` on few rows of the embedded world, with a `HashScorer` and weights that `weights` names.
+
+    `changes` are fields of the request, of the run or of the job; `methods` makes several runs.
+    """
+    scorer = changes.pop("scorer", None) or HashScorer(weights)
+    methods = changes.pop("methods", [changes.pop("method", "direct")])
+    request = {"suites": ("labels",), "max_examples": 12} | {
+        name: changes.pop(name) for name in REQUEST_FIELDS & set(changes)
+    }
+    run = {"vocab_path": vocab_path, "params": {"w": np.full((2, 2), weights, np.float32)}} | {
+        name: changes.pop(name) for name in RUN_FIELDS & set(changes)
+    }
+    runs = [jobs.Run(**({"method": method, "label": method} | run)) for method in methods]
+    job: dict[str, Any] = {"resamples": 100, "scorer": lambda config, params: scorer}
+    return jobs.evaluate(runs, planning.Request(**request), str(output_dir), **(job | changes))
+
+
 @pytest.fixture
 def run_job(small_vocab_path: str) -> Callable[..., dict[str, Any]]:
-    """`jobs.evaluate` on few rows of the embedded world, with a `HashScorer` and weights that `seed` names."""
+    """`evaluate` with the small vocabulary."""
 
-    def run(output_dir: pathlib.Path, *, weights: int = 0, **changes: Any) -> dict[str, Any]:
-        arguments: dict[str, Any] = {
-            "method": "direct",
-            "suites": ["labels"],
-            "output_dir": str(output_dir),
-            "vocab_path": small_vocab_path,
-            "params": {"w": np.full((2, 2), weights, np.float32)},
-            "scorer": HashScorer(weights),
-            "max_examples_per_task": 12,
-            "resamples": 100,
-            "announce": lambda line: None,
-        }
-        return jobs.evaluate(**(arguments | changes))
+    def run(output_dir: pathlib.Path, **changes: Any) -> dict[str, Any]:
+        return evaluate(output_dir, **({"vocab_path": small_vocab_path} | changes))
 
     return run

@@ -44,8 +44,11 @@ def test_the_suite_is_scored(tmp_path, stored, run_job, method) -> None:
     rows = [row for row in found["results"] if row["metric"] == "accuracy"]
     (mean,) = [row for row in rows if row["task"] is None]
     assert mean["tasks"] == 14 and mean["value"] == pytest.approx(1 / 14, abs=1e-5)
+    assert mean["chance"] == pytest.approx((13 / 3 + 2 / 3) / 14, abs=1e-5)
     per_task = {row["task"]: row for row in rows if row["task"] and row["template"] is None}
-    assert per_task["novel_concepts"]["value"] == 1 and per_task["winowhy"]["value"] == 0
+    assert per_task["novel_concepts"]["value"] == 1
+    assert per_task["novel_concepts"]["chance"] == pytest.approx(2 / 3, abs=1e-5)
+    assert per_task["winowhy"]["value"] == 0
     assert per_task["conceptual_combinations"]["templates"] == 6
     assert per_task["logical_deduction"]["n"] == 12
     counts = {one["task"]: one["several_correct"] for one in found["counts"]}

@@ -117,9 +117,29 @@ def test_what_cannot_be_ranked_is_counted_by_reason(vocabulary):
     no_instruction = build(vocabulary, "flipped", compiled=template(prompt="{{text}}"))
     assert dict(no_instruction.dropped) == {"empty_instruction": 2}
     unlabelled = build(
-        vocabulary, check_row=lambda row, number: Dropped("unlabelled") if number == 3 else None
+        vocabulary, check_row=lambda row, number: Dropped("unlabelled") if number == 4 else None
     )
     assert len(unlabelled.cases) == 1 and dict(unlabelled.dropped) == {"unlabelled": 1}
+
+
+def test_choices_that_cannot_be_told_apart_are_counted(vocabulary):
+    twice = build(vocabulary, compiled=template(choices="yes ||| no ||| yes"))
+    assert (twice.duplicate_choices, twice.same_ids) == (2, 0)
+    assert [case.correct for case in twice.cases] == [0, 1]
+    unknown = build(vocabulary, compiled=template(choices="¬ ||| ¦"))
+    assert (unknown.duplicate_choices, unknown.same_ids) == (0, 2)
+    first, second = unknown.cases[0].pairs
+    assert first == second
+    plain = build(vocabulary)
+    assert (plain.duplicate_choices, plain.same_ids) == (0, 0)
+
+
+def test_no_more_rows_are_looked_at_than_are_needed(vocabulary):
+    rows = [(0, {"text": "a", "label": -1}), *((n, {"text": "b", "label": 0}) for n in range(1, 9))]
+    check = lambda row, number: Dropped("unlabelled") if row["label"] < 0 else None  # noqa: E731
+    built = build(vocabulary, rows=rows, check_row=check, most=3)
+    assert [case.example for case in built.cases] == ["1", "2", "3"]
+    assert (built.rows, dict(built.dropped)) == (4, {"unlabelled": 1})
 
 
 def test_cut_examples_are_counted(vocabulary):

@@ -1,24 +1,42 @@
-"""The job: what a restart scores, what is refused, and a real model through to the results."""
+"""The job: what a restart scores, what is refused, what is told of what could not be run."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pathlib
+import re
 
 import numpy as np
 import pytest
 
 from flipped_errors import UserError
-from flipped_eval import jobs, planning, results
+from flipped_eval import keys, planning, results, scoring, shards
+from flipped_eval.planning import Request
 from flipped_tasks.datasets import get_dataset
 from mixtures import suites
 from mixtures.catalog import TRAINING
 
 from .conftest import HashScorer
 
+MADE = (results.RESULTS, results.PREDICTIONS, results.EXAMPLES)
+RTE = "super_glue/rte:MNLI crowdsource"
 
-class Killed(BaseException):
-    """Stands for the signal that ends a job."""
+
+def made(folder: pathlib.Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in MADE]
+
+
+def lines(folder: pathlib.Path) -> list[dict]:
+    found = []
+    for path in sorted((folder / "scores").iterdir()):
+        found += [json.loads(line) for line in path.read_text().splitlines()]
+    return found
+
+
+class Stopped(BaseException):
+    """Stands for what ends a job."""
 
 
 class Dying(HashScorer):
@@ -30,31 +48,28 @@ class Dying(HashScorer):
 
     def score(self, pairs, progress=None):
         if len(self.calls) == self.lives:
-            raise Killed
+            raise Stopped
         return super().score(pairs, progress)
 
 
-def files(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted((folder / "predictions").rglob("*.json"))
-
-
-def test_a_killed_job_scores_only_the_rest_and_ends_with_the_same_bytes(tmp_path, run_job):
+def test_a_stopped_job_scores_only_the_rest_and_ends_with_the_same_bytes(tmp_path, run_job):
+    job = {
+        "methods": ["direct", "flipped"], "suites": ["super_glue/rte", "super_glue/cb", "labels"],
+        "pairs_together": 100, "resamples": 20, "exclude_datasets": ["imdb", "paws/labeled_final"],
+    }  # fmt: skip
     whole = HashScorer()
-    run_job(tmp_path / "whole", scorer=whole, pairs_together=100)
-    with pytest.raises(Killed):
-        run_job(tmp_path / "killed", scorer=Dying(4), pairs_together=100)
-    done = files(tmp_path / "killed")
-    assert 0 < len(done) < len(files(tmp_path / "whole"))
-    assert not (tmp_path / "killed" / "results.json").exists()
-    assert not list((tmp_path / "killed").rglob("*.tmp"))
-    before = {path: path.stat().st_mtime_ns for path in done}
-
-    rest = HashScorer()
-    run_job(tmp_path / "killed", scorer=rest, pairs_together=100)
-    assert rest.calls == whole.calls[4:]
-    assert {path: path.stat().st_mtime_ns for path in done} == before
-    one, other = ((tmp_path / name / "results.json").read_bytes() for name in ("whole", "killed"))
-    assert one == other
+    run_job(tmp_path / "whole", scorer=whole, **job)
+    assert len(whole.calls) > 8
+    for lives in (0, 3, len(whole.calls) - 1):
+        folder = tmp_path / str(lives)
+        with pytest.raises(Stopped):
+            run_job(folder, scorer=Dying(lives), **job)
+        assert not (folder / "results.json").exists()
+        assert not list(folder.rglob("*.tmp"))
+        rest = HashScorer()
+        run_job(folder, scorer=rest, **job)
+        assert rest.calls == whole.calls[lives:]
+        assert made(folder) == made(tmp_path / "whole")
 
 
 def test_a_finished_job_scores_nothing(tmp_path, run_job):
@@ -64,61 +79,201 @@ def test_a_finished_job_scores_nothing(tmp_path, run_job):
     assert scorer.pairs == 0
 
 
-def test_groups_do_not_change_results(tmp_path, run_job):
+def test_the_size_of_chunks_does_not_change_results(tmp_path, run_job):
     run_job(tmp_path / "a", pairs_together=1)
     run_job(tmp_path / "b")
-    one, other = ((tmp_path / name / "results.json").read_bytes() for name in "ab")
-    assert one == other
+    assert made(tmp_path / "a")[:2] == made(tmp_path / "b")[:2]
+
+
+def test_there_is_one_record_for_each_choice_and_none_twice(tmp_path, run_job):
+    found = run_job(tmp_path, pairs_together=100)
+    records = [line for line in lines(tmp_path) if "choice" in line]
+    names = {(line["unit"], line["example"], line["choice"]) for line in records}
+    assert len(names) == len(records)
+    choices = sum(sum(line["choices"]) for line in results.predictions_of(tmp_path))
+    assert len(records) == choices > 0
+    units = [line for line in lines(tmp_path) if "about" in line]
+    assert {"weights", "data", "tokenizer", "method", "template"} <= set(units[0]["about"])
+    assert found["request"]["data"] == "embedded"
+
+
+@pytest.mark.parametrize("torn", [b'{"unit": "ab', b"\0\0\0", b'{"unit": "ab", "end": {}}\n{"un'])
+def test_a_torn_end_of_a_shard_is_not_there(tmp_path, run_job, torn):
+    job = {"suites": ["super_glue/rte"], "max_examples": 40, "pairs_together": 100}
+    run_job(tmp_path / "whole", **job)
+    with pytest.raises(Stopped):
+        run_job(tmp_path / "torn", scorer=Dying(1), **job)
+    shard = tmp_path / "torn" / "scores" / "scores-00000.jsonl"
+    shard.write_bytes(shard.read_bytes() + torn)
+    run_job(tmp_path / "torn", **job)
+    assert made(tmp_path / "torn")[:2] == made(tmp_path / "whole")[:2]
+    assert shard.read_bytes().endswith(torn), "nothing is written behind a torn line"
+
+
+def test_a_damaged_shard_is_named(tmp_path, run_job):
+    run_job(tmp_path, suites=[RTE])
+    shard = tmp_path / "scores" / "scores-00000.jsonl"
+    text = shard.read_bytes().split(b"\n")
+    shard.write_bytes(b"\n".join([text[0], b"rubbish", *text[2:]]))
+    with pytest.raises(UserError, match=r"scores-00000.jsonl, line 2: .*remove the file"):
+        run_job(tmp_path, suites=[RTE])
+    shard.write_bytes(b"\n".join(text[:1] + text[2:]))
+    with pytest.raises(UserError, match=r"scores-00000.jsonl, line \d+"):
+        run_job(tmp_path, suites=[RTE])
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"weights": 1}, {"seed": 1}, {"lengths": {"inputs": 64, "targets": 32}}, {"max_examples_per_task": 9},
-     {"method": "flipped"}, {"input_eos": False}, {"label": "other"}],
+    [{"weights": 1}, {"seed": 1}, {"lengths": {"inputs": 64, "targets": 32}}, {"max_examples": 9},
+     {"input_eos": False}, {"method": "flipped", "label": "direct"}],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
 def test_a_folder_of_another_run_is_refused_and_left_as_it_is(tmp_path, run_job, change):
-    run_job(tmp_path)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    run_job(tmp_path, suites=[RTE])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json*")}
     with pytest.raises(UserError, match="another run"):
-        run_job(tmp_path, **change)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
+        run_job(tmp_path, suites=[RTE], **change)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json*")} == before
 
 
-def test_other_rows_under_the_same_request_are_refused(tmp_path, run_job, monkeypatch):
-    run_job(tmp_path)
-    load = planning.load_numbered
-    monkeypatch.setattr(planning, "load_numbered", lambda *names: load(*names)[::-1])
-    with pytest.raises(UserError, match="holds predictions for other rows"):
-        run_job(tmp_path)
-
-
-def test_another_suite_is_added_to_the_same_folder(tmp_path, run_job):
+def test_what_is_added_to_a_folder_does_not_score_the_old_again(tmp_path, run_job):
     run_job(tmp_path, suites=["labels"])
-    added = run_job(tmp_path, suites=["seen"])
-    assert {row["suite"] for row in added["results"]} == {"labels", "seen"}
+    scorer = HashScorer()
+    added = run_job(tmp_path, suites=["labels", RTE], methods=["direct", "flipped"], scorer=scorer)
+    assert {run["label"] for run in added["runs"]} == {"direct", "flipped"}
+    scored = {(row["method"], row["suite"]) for row in added["results"]}
+    assert scored == {(m, s) for m in ("direct", "flipped") for s in ("labels", "chosen")}
+    once = run_job(
+        tmp_path / "once",
+        suites=["labels", RTE],
+        methods=["direct", "flipped"],
+        scorer=HashScorer(),
+    )
+    assert added == once
+    alone = HashScorer()
+    run_job(tmp_path / "alone", suites=["labels"], scorer=alone)
+    everything = sum(sum(line["choices"]) for line in results.predictions_of(tmp_path))
+    assert scorer.pairs == everything - alone.pairs
 
 
-def test_predictions_hold_every_example(tmp_path, run_job):
-    found = run_job(tmp_path)
-    file = json.loads(files(tmp_path)[0].read_text())
-    assert len(file["examples"]) == 12
-    for example in file["examples"]:
-        assert len(example["logprobs"]) == len(example["choices"])
-        assert example["predicted"] == int(np.argmax(example["logprobs"]))
-    assert {"weights", "rows", "template", "tokenizer", "lengths", "method"} <= set(file["key"])
-    assert found["run"]["data"] == "embedded"
+def test_other_rows_of_a_dataset_never_meet_the_old_scores(tmp_path, run_job, monkeypatch):
+    run_job(tmp_path, suites=[RTE])
+    before = results.predictions_of(tmp_path)
+    load = planning.load_numbered
+
+    def other(*names):
+        return [(n, row | {"premise": f"{row['premise']} indeed"}) for n, row in load(*names)]
+
+    monkeypatch.setattr(planning, "load_numbered", other)
+    scorer = HashScorer()
+    run_job(tmp_path, suites=[RTE], scorer=scorer)
+    assert scorer.pairs == 24
+    after = results.predictions_of(tmp_path)
+    assert [line["data"] for line in after] != [line["data"] for line in before]
+    with pytest.raises(UserError, match="another version of super_glue/rte"):
+        monkeypatch.setattr(planning, "load_numbered", load)
+        run_job(tmp_path, suites=[RTE], methods=["flipped"])
+
+
+def test_predictions_follow_the_scores(tmp_path, run_job):
+    run_job(tmp_path, suites=[RTE])
+    scores: dict[str, list[float]] = {}
+    for line in lines(tmp_path):
+        if "choice" in line:
+            scores.setdefault(line["example"], []).append(line["logprob"])
+    [line] = results.predictions_of(tmp_path)
+    assert line["predicted"] == [int(np.argmax(scores[example])) for example in line["examples"]]
+    assert line["examples"] == sorted(scores, key=int)
 
 
 def test_examples_of_a_sample_are_the_same_under_all_templates(tmp_path, run_job):
-    run_job(tmp_path, suites=["nlp14"], max_examples_per_task=5,
-            exclude_datasets=[name for name, _ in suites.NLP14.values() if name != "super_glue/rte"])  # fmt: skip
-    ids = {
-        tuple(example["id"] for example in json.loads(path.read_text())["examples"])
-        for path in files(tmp_path)
-    }
-    assert len(files(tmp_path)) == 10 and len(ids) == 1
+    run_job(tmp_path, suites=["super_glue/rte"], max_examples=5)
+    found = results.predictions_of(tmp_path)
+    ids = {tuple(line["examples"]) for line in found}
+    assert len(found) == 10 and len(ids) == 1
     assert ids != {("0", "1", "2", "3", "4")}
+
+
+def test_each_template_gets_its_number_of_examples_where_it_cannot_use_all_rows(tmp_path, run_job):
+    """Half of copa's templates are for causes or for effects only."""
+    found = run_job(tmp_path, suites=["super_glue/copa"], max_examples=2)
+    assert [count["scored"] for count in found["counts"]] == [2] * 12
+    assert found["dropped"]["not_two_parts"] > 0
+    assert all(count["rows"] == 2 + sum(count["dropped"].values()) for count in found["counts"])
+
+
+def only_causes(dataset, split, data_dir=None):
+    rows = planning_load(dataset, split, data_dir)
+    if dataset == "super_glue/copa":
+        rows = [(n, row) for n, row in rows if row["question"] == "cause"]
+    return rows[:0] if dataset == "super_glue/wic" else rows
+
+
+planning_load = planning.load_numbered
+
+
+def test_a_template_without_examples_is_named_and_the_averages_say_so(
+    tmp_path, run_job, monkeypatch
+):
+    monkeypatch.setattr(planning, "load_numbered", only_causes)
+    told: list[str] = []
+    found = run_job(
+        tmp_path, suites=["super_glue/copa", "super_glue/cb:can we infer"], announce=told.append
+    )
+    effects = [one for one in found["not_run"] if one["task"] == "super_glue/copa"]
+    assert len(effects) == 2 and not any(one["whole_task"] for one in effects)
+    assert all("no example can be used (" in one["why"] for one in effects)
+    assert all("not_two_parts" in one["why"] for one in effects)
+    assert any("…As a result, C1 or C2?: not run: no example" in line for line in told)
+    assert any("warning: dropped" in line for line in told)
+    row = next(
+        row for row in found["results"] if row["task"] == "super_glue/copa" and not row["template"]
+    )
+    assert (row["templates"], row["templates_missing"]) == (10, 2)
+    assert results.missing_tasks(found) == []
+
+
+def test_a_task_without_examples_does_not_stop_the_others_and_is_missed_aloud(
+    tmp_path, run_job, monkeypatch
+):
+    monkeypatch.setattr(planning, "load_numbered", only_causes)
+    found = run_job(tmp_path, suites=["super_glue/wic", "super_glue/cb:can we infer"])
+    [mean] = [
+        row for row in found["results"] if row["task"] is None and row["metric"] == "accuracy"
+    ]
+    assert (mean["tasks"], mean["tasks_missing"]) == (1, ["super_glue/wic"])
+    assert results.missing_tasks(found) == ["chosen super_glue/wic: the split has no rows"]
+
+
+def test_rows_that_cannot_be_read_do_not_stop_the_other_tasks(tmp_path, run_job, monkeypatch):
+    def load(dataset, split, data_dir=None):
+        if dataset == "super_glue/wic":
+            raise UserError("cannot read wic")
+        return planning_load(dataset, split, data_dir)
+
+    monkeypatch.setattr(planning, "load_numbered", load)
+    both = ["super_glue/wic", "super_glue/cb:can we infer"]
+    found = run_job(tmp_path, suites=both)
+    assert results.missing_tasks(found) == ["chosen super_glue/wic: cannot read wic"]
+    with pytest.raises(UserError, match="cannot read wic"):
+        run_job(tmp_path / "none", suites=both[:1])
+    monkeypatch.setattr(planning, "load_numbered", planning_load)
+    scorer = HashScorer()
+    found = run_job(tmp_path, suites=both, scorer=scorer)
+    assert found["not_run"] == [] and scorer.pairs == 2 * 12 * 10
+
+
+def test_a_template_that_a_late_row_breaks_is_named(tmp_path, run_job, monkeypatch):
+    """A row beyond those that planning looks at lacks a column that one template reads."""
+    rows = [(n, dict(row)) for n, row in planning_load("super_glue/rte", "validation")]
+    del rows[40][1]["hypothesis"]
+    monkeypatch.setattr(planning, "load_numbered", lambda *names: rows)
+    monkeypatch.setattr(get_dataset("super_glue/rte").__class__, "check_row", lambda *_: None)
+    with pytest.raises(UserError, match="hypothesis"):
+        results_of = run_job(tmp_path, suites=[RTE], max_examples=None, pairs_together=16)
+        raise UserError(results_of["not_run"][0]["why"])
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["results"] == [] and found["not_run"][0]["whole_task"]
 
 
 def test_length_normalized_ranking_divides_by_target_tokens(tmp_path, run_job):
@@ -130,35 +285,55 @@ def test_length_normalized_ranking_divides_by_target_tokens(tmp_path, run_job):
                 [-len(targets) + 0.01 * len(targets) ** 2 for _, targets in pairs], np.float32
             )
 
-    run_job(tmp_path / "sum", scorer=PerToken())
-    run_job(tmp_path / "mean", scorer=PerToken(), length_normalize=True)
-    for path, other in zip(files(tmp_path / "sum"), files(tmp_path / "mean"), strict=True):
-        sums, means = (json.loads(each.read_text())["examples"] for each in (path, other))
-        for one, two in zip(sums, means, strict=True):
-            assert one["logprobs"] == two["logprobs"]
-            assert one["predicted"] == int(np.argmax(one["logprobs"]))
-            assert two["logprobs"][two["predicted"]] == min(two["logprobs"])
+    run_job(tmp_path, scorer=PerToken(), label="sum")
+    normalized = HashScorer()
+    run_job(tmp_path, scorer=normalized, label="mean", length_normalize=True)
+    assert normalized.pairs == 0, "the scores are the same, only the ranking differs"
+    found = {name: [] for name in ("sum", "mean")}
+    for line in results.predictions_of(tmp_path):
+        found[line["method"]].append(line)
+    tokens = {}
+    for line in lines(tmp_path):
+        if "choice" in line:
+            tokens.setdefault((line["unit"], line["example"]), []).append(line["tokens"])
+    plan = json.loads((tmp_path / "plan.json").read_text())["units"]
+    keys_of = {(u["template"], u["label_set"], u["task"]): u["key"] for u in plan}
+    differing = 0
+    for one, two in zip(found["sum"], found["mean"], strict=True):
+        key = keys_of[two["template"], two["label_set"], two["task"]]
+        for example, by_sum, by_mean in zip(
+            one["examples"], one["predicted"], two["predicted"], strict=True
+        ):
+            lengths = tokens[key, example]
+            assert lengths[by_sum] == min(lengths) and lengths[by_mean] == max(lengths)
+            differing += by_sum != by_mean
+    assert differing
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"method": "fliped"}, "unknown method 'fliped'; nearest: 'flipped'"),
-        ({"suites": ["nlp15"]}, "unknown suite 'nlp15'; nearest: 'nlp14'"),
+        ({"suites": ["nlp15"]}, "unknown suite or dataset 'nlp15'; nearest: 'nlp14'"),
+        ({"suites": ["imbd"]}, "unknown suite or dataset 'imbd'; nearest: 'imdb'"),
+        ({"suites": ["super_glue/rte:does it folow that"]}, "template of 'super_glue/rte' .*'does it follow that'"),
         ({"suites": "nlp14"}, "expected a list"),
         ({"suites": []}, "expected a list"),
         ({"templates": "some"}, "unknown templates"),
         ({"lengths": {"inputs": 64}}, "lengths"),
-        ({"max_examples_per_task": 0}, "at least 1"),
+        ({"max_examples": 0}, "at least 1"),
         ({"method": "flipped", "length_normalize": True}, "length_normalize"),
+        ({"methods": ["direct", "direct"]}, "labels: expected a name of its own"),
+        ({"methods": []}, "at least one checkpoint"),
         ({"params": None}, "checkpoint"),
         ({"params": None, "checkpoint": "nowhere/at/all"}, "no checkpoint at .*nowhere/at/all"),
-        ({"vocab_path": "nowhere.model"}, "vocab_path: cannot read nowhere.model"),
+        ({"vocab_path": "nowhere.model"}, "nowhere.model"),
         ({"splits": {"imdb": "tset"}}, "unknown split of 'imdb' 'tset'; nearest: 'test'"),
         ({"splits": {"piqa": "test"}}, "unknown dataset in splits"),
         ({"exclude_datasets": ["imbd"]}, "nearest: 'imdb'"),
+        ({"label_sets": "nowhere.yaml"}, "cannot read label sets"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_are_told_in_one_line_and_nothing_is_written(tmp_path, run_job, change, message):
     with pytest.raises(UserError, match=message) as error:
         run_job(tmp_path / "out", **change)
@@ -166,12 +341,121 @@ def test_mistakes_are_told_in_one_line_and_nothing_is_written(tmp_path, run_job,
     assert not (tmp_path / "out").exists()
 
 
+def test_label_sets_of_ones_own(tmp_path, run_job):
+    file = tmp_path / "sets.yaml"
+    entry = (
+        '- {dataset: super_glue/rte, template: MNLI crowdsource, words: ["Yes", "No"], sets: {%s}}'
+    )
+    file.write_text(entry % 'tea_coffee: ["Tea", "Coffee"]')
+    found = run_job(tmp_path / "out", label_sets=str(file))
+    assert {row["label_set"] for row in found["results"] if row["template"]} == {
+        "original",
+        "tea_coffee",
+    }
+    file.write_text(entry % 'tea: ["Tea"]')
+    with pytest.raises(UserError, match=r"set 'tea': expected 2 words, got 1: \['Tea'\]"):
+        run_job(tmp_path / "other", label_sets=str(file))
+
+
+class FullDisk(HashScorer):
+    """Fills the disk in its third call."""
+
+    def __init__(self, monkeypatch) -> None:
+        super().__init__()
+        self.monkeypatch = monkeypatch
+
+    def score(self, pairs, progress=None):
+        if len(self.calls) == 2:
+            self.monkeypatch.setattr(os, "fsync", full)
+        return super().score(pairs, progress)
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_one_line_and_what_was_written_stays(tmp_path, run_job, monkeypatch):
+    run_job(tmp_path / "whole", pairs_together=100)
+    with pytest.raises(
+        UserError, match="cannot write .*scores-00000.jsonl: No space left"
+    ) as error:
+        run_job(tmp_path / "full", pairs_together=100, scorer=FullDisk(monkeypatch))
+    assert "\n" not in str(error.value)
+    kept = shards.done(tmp_path / "full")
+    assert kept.ended or kept.examples
+    with pytest.raises(UserError, match="cannot write .*: No space left"):
+        run_job(tmp_path / "full", pairs_together=100)
+    monkeypatch.undo()
+    rest = HashScorer()
+    run_job(tmp_path / "full", pairs_together=100, scorer=rest)
+    assert made(tmp_path / "full") == made(tmp_path / "whole")
+    everything = sum(sum(line["choices"]) for line in results.predictions_of(tmp_path / "full"))
+    assert rest.pairs < everything
+
+
+def test_scores_that_are_no_numbers_stop_the_job(tmp_path, run_job):
+    class Broken(HashScorer):
+        def score(self, pairs, progress=None):
+            return np.full(len(pairs), np.nan)
+
+    with pytest.raises(UserError, match="direct: the model gives .*nan.* expected numbers"):
+        run_job(tmp_path, suites=[RTE], scorer=Broken())
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_the_plan_is_told_before_anything_is_written(tmp_path, run_job):
+    told = []
+    found = run_job(
+        tmp_path / "out", suites=["super_glue/rte"], tell_plan=lambda one: told.append(one)
+    )
+    assert found == {} and not (tmp_path / "out").exists()
+    [one] = told
+    total = one.plan.total()
+    assert (total.templates, total.examples, total.choices, total.exact) == (10, 120, 240, True)
+    run_job(tmp_path / "out", suites=["super_glue/rte"])
+    pairs = {
+        (line["unit"], line["example"], line["choice"])
+        for line in lines(tmp_path / "out")
+        if "choice" in line
+    }
+    assert len(pairs) == total.choices
+    run_job(
+        tmp_path / "out", suites=["super_glue/rte"], tell_plan=lambda one: told.append(one) or True
+    )
+    assert told[1].waiting.choices == 0 and told[1].plan.total().choices == 240
+    run_job(tmp_path / "all", suites=[RTE], max_examples=None, tell_plan=told.append)
+    assert not told[2].plan.total().exact
+    rows = len(planning_load("super_glue/rte", "validation"))
+    assert told[2].plan.total().examples == pytest.approx(rows, rel=0.2)
+
+
+def test_the_time_left_is_told(tmp_path, run_job):
+    told: list[str] = []
+    run_job(tmp_path, pairs_together=100, announce=told.append)
+    assert all(
+        re.match(
+            r"\[ *\d+%(, \d+ s left)?\] direct: labels \w+: \d templates with 6 label sets, ", line
+        )
+        for line in told
+    )
+    assert told[-1].startswith("[100%") and "s left" in told[1]
+
+
 def test_tasks_of_a_split_stand_together():
-    tasks = planning.select_tasks(["nlp14", "labels", "seen"])
-    places = [(task.dataset, task.split) for task in tasks]
+    tasks = planning.select_tasks(Request(("nlp14", "labels", "seen")))
+    places = [(task.suite, task.dataset, task.split) for task in tasks]
     changes = sum(one != other for one, other in zip(places, places[1:], strict=False))
     assert changes == len(set(places)) - 1
     assert {task.task for task in tasks if task.suite == "nlp14"} == set(suites.NLP14)
+
+
+def test_a_dataset_may_be_named_instead_of_a_suite():
+    both = planning.select_tasks(Request(("super_glue/rte", RTE)))
+    assert len(both) == 10 and {task.split for task in both} == {"validation"}
+    assert {task.task for task in both} == {"super_glue/rte"}
+    [one] = planning.select_tasks(Request((RTE,)))
+    assert (one.suite, one.template) == ("chosen", "MNLI crowdsource")
+    assert {t.split for t in planning.select_tasks(Request(("imdb",)))} == {"test"}
 
 
 def test_seen_suite_reads_rows_that_training_does_not():
@@ -192,62 +476,20 @@ def test_seen_suite_reads_rows_that_training_does_not():
 def test_fingerprint_sees_values_names_shapes_and_types():
     base = {"a": np.zeros((2, 3), np.float32), "b": {"c": np.float32(1)}}
     same = {"b": {"c": np.float32(1)}, "a": np.zeros((2, 3), np.float32)}
-    assert planning.fingerprint(base) == planning.fingerprint(same)
+    assert keys.fingerprint(base) == keys.fingerprint(same)
     others = [
         base | {"a": np.ones((2, 3), np.float32)},
         base | {"a": np.zeros((3, 2), np.float32)},
         base | {"a": np.zeros((2, 3), np.int32)},
         {"d": base["a"], "b": base["b"]},
     ]
-    assert len({planning.fingerprint(each) for each in [base, *others]}) == 5
+    assert len({keys.fingerprint(each) for each in [base, *others]}) == 5
 
 
-def test_a_real_model_from_its_checkpoint_to_results(tmp_path, small_vocab_path):
-    import jax
-
-    from flipped_tasks.tokens import Vocabulary
-    from t5_engine import checkpoints, model
-    from t5_engine.config import T5Config
-    from t5_engine.scorer import Scorer
-
-    size = Vocabulary.from_file(small_vocab_path).size
-    config = T5Config(
-        vocab_size=size,
-        emb_dim=16,
-        num_heads=2,
-        head_dim=8,
-        mlp_dim=16,
-        num_encoder_layers=1,
-        num_decoder_layers=1,
-    )
-    params = model.init_params(config, jax.random.key(0))
-    saved = checkpoints.Checkpoints(tmp_path / "run")
-    saved.save(3, params, {"count": np.zeros(())}, config, "none")
-    saved.close()
-    found = jobs.evaluate(
-        method="flipped",
-        suites=["labels"],
-        output_dir=str(tmp_path / "out"),
-        vocab_path=small_vocab_path,
-        checkpoint=str(tmp_path / "run"),
-        max_examples_per_task=3,
-        lengths={"inputs": 128, "targets": 32},
-        exclude_datasets=["imdb", "paws/labeled_final", "super_glue/cb"],
-        scorer_options={"batch_size": 16},
-        resamples=20,
-    )
-    assert found["run"]["label"] == "flipped" and found["run"]["model"]["emb_dim"] == 16
-    written = [json.loads(path.read_text()) for path in files(tmp_path / "out")]
-    file = next(file for file in written if file["label_set"] == "original")
-    logprobs = [score for example in file["examples"] for score in example["logprobs"]]
-    assert all(-1000 < score < 0 for score in logprobs)
-    # The same pairs, one at a time.
-    names = ("dataset", "template", "label_set")
-    task = next(t for t in suites.labels() if all(getattr(t, name) == file[name] for name in names))
-    alone = Scorer(config, params, batch_size=1)
-    request = found["run"]
-    [planned] = planning.make_plan([task], request, pathlib.Path("x"), None)
-    [[(_, built)]] = jobs._groups([planned], Vocabulary.from_file(small_vocab_path), request, 1)
-    expected = [float(alone.score([pair])[0]) for case in built.cases for pair in case.pairs]
-    np.testing.assert_allclose(logprobs, expected, atol=1e-4)
-    assert results.results_of(tmp_path / "out") == json.loads(results.to_json(found))
+def test_small_splits_share_a_chunk_and_large_ones_are_cut(tmp_path, run_job):
+    scorer = HashScorer()
+    run_job(tmp_path / "few", scorer=scorer, suites=["labels"], max_examples=2)
+    assert len(scorer.calls) == 1
+    scorer = HashScorer()
+    run_job(tmp_path / "many", scorer=scorer, suites=[RTE], max_examples=None, pairs_together=64)
+    assert {len(call) for call in scorer.calls[:-1]} == {2 * scoring.ROWS_A_BLOCK * 2}

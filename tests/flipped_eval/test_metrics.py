@@ -11,7 +11,10 @@ from flipped_eval import metrics
 
 
 def unit(correct, predicted, classes=2, words=True, examples=None, **names) -> metrics.Unit:
-    size = len(correct)
+    size, most = len(correct), max(int(np.max(classes)), 1)
+    right = np.zeros((size, most), bool)
+    for row, choices in enumerate(correct):
+        right[row, choices] = True
     return metrics.Unit(
         suite="s",
         task=names.get("task", "t"),
@@ -20,7 +23,7 @@ def unit(correct, predicted, classes=2, words=True, examples=None, **names) -> m
         dataset=names.get("dataset", "d"),
         split="validation",
         examples=tuple(map(str, range(size))) if examples is None else tuple(examples),
-        correct=np.array(correct),
+        right=right,
         predicted=np.array(predicted),
         choices=np.broadcast_to(np.array(classes), (size,)),
         words=tuple("abcdefgh"[: int(np.max(classes))]) if words else None,
@@ -91,6 +94,16 @@ def test_spread_by_hand():
     )
 
 
+def test_several_right_choices():
+    """Two of three choices are best in the first example: guessing gets it with 2/3, and either counts."""
+    one = unit([[0, 2], [1]], [2, 0], classes=[3, 3], words=False)
+    assert metrics.chance(one, "accuracy") == pytest.approx((2 / 3 + 1 / 3) / 2)
+    assert metrics.value(one, "accuracy") == 0.5
+    assert one.correct.tolist() == [2, 1]
+    assert metrics.majority(one, "accuracy") == 0.5
+    assert metrics.majority(unit([[0, 2], [2]], [0, 0], classes=3), "accuracy") == 1.0
+
+
 predictions = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40)
 
 
@@ -146,7 +159,7 @@ def test_resampling_agrees_with_the_metrics_on_each_draw(monkeypatch):
                 if rows:
                     value = metrics.macro_f1(each.correct[rows], each.predicted[rows])
                     assert found["macro_f1"][row, column] == pytest.approx(value)
-                    value = metrics.accuracy(each.correct[rows], each.predicted[rows])
+                    value = np.mean(each.correct[rows] == each.predicted[rows])
                     assert found["accuracy"][row, column] == pytest.approx(value)
             column += 1
     assert column == 50
@@ -178,6 +191,16 @@ def test_draws_depend_on_the_data_and_the_seed_only():
     first, again = (metrics.resampled([one], seed=3, resamples=40)["accuracy"] for _ in range(2))
     other = metrics.resampled([one], seed=4, resamples=40)["accuracy"]
     assert (first == again).all() and not (first == other).all()
+
+
+def test_interval_over_templates_is_that_of_a_mean_of_draws():
+    values = np.random.default_rng(0).random(30)
+    drawn = metrics.over_templates([values], 0, 4000, "task")
+    assert drawn.mean() == pytest.approx(values.mean(), abs=0.01)
+    assert drawn.std() == pytest.approx(values.std() / np.sqrt(30), rel=0.1)
+    with_another = metrics.over_templates([values, np.array([0.5])], 0, 4000, "task")
+    assert with_another.std() == pytest.approx(drawn.std() / 2, rel=0.1)
+    assert np.isnan(metrics.over_templates([values[:1], values[:1]], 0, 10, "task")).all()
 
 
 def test_one_example_has_no_interval():

@@ -11,6 +11,7 @@ import pytest
 from flipped_errors import UserError
 from flipped_eval.report import write_report
 from flipped_eval.report.content import collect, read_training
+from flipped_eval.report.tables import points
 
 EVIL = '<script>alert("x")</script> & {{ 7917*7 }} | `x`'
 
@@ -29,36 +30,35 @@ def row(
     return base | more
 
 
-def results(method="direct", rows=None, data="files", shown=(), dropped=None):
+def results(method="direct", rows=None, data="files", dropped=None):
     return {
-        "format": 1,
-        "run": {"label": method, "method": "direct", "data": data, "seed": 0, "weights": method},
-        "bootstrap": {"confidence": 0.95, "resamples": 100, "unit": "example"},
+        "format": 2,
+        "request": {"data": data, "seed": 0},
+        "runs": [{"label": method, "method": "direct", "weights": method}],
+        "bootstrap": {"confidence": 0.95, "resamples": 100},
         "results": rows or [row(method, template="a"), row(method), row(method, task=None)],
         "counts": [
-            {"suite": "nlp14", "task": "cb", "template": "a", "label_set": "original", "dataset": "super_glue/cb",
-             "split": "validation", "rows": 25, "scored": 20, "dropped": dropped or {"unlabelled": 5},
-             "inputs_cut": 1, "targets_cut": 0, "ties": 2}
+            {"method": method, "suite": "nlp14", "task": "cb", "template": "a", "label_set": "original",
+             "dataset": "super_glue/cb", "split": "validation", "data": "1", "rows": 25, "scored": 20,
+             "dropped": dropped or {"unlabelled": 5}, "inputs_cut": 1, "targets_cut": 0, "ties": 2,
+             "several_correct": 0, "duplicate_choices": 0, "same_ids": 3,
+             "confusion": {"words": ["yes", "no"], "matrix": [[7, 3], [1, 9]]}}
         ],
         "dropped": dropped or {"unlabelled": 5},
-        "shown": list(shown),
+        "comparisons": [],
+        "not_run": [],
     }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory, small_vocab_path):
     """The report of two short jobs on the embedded world, with a log of training."""
-    from flipped_eval import jobs
-
-    from .conftest import HashScorer
+    from .conftest import evaluate
 
     folder = tmp_path_factory.mktemp("report")
-    for number, method in enumerate(("direct", "flipped")):
-        jobs.evaluate(
-            method=method, suites=["labels", "nlp14"], output_dir=str(folder / method), vocab_path=small_vocab_path,
-            params={"w": number * 1.0}, scorer=HashScorer(number), max_examples_per_task=8, resamples=50,
-            announce=lambda line: None,
-        )  # fmt: skip
+    job = {"suites": ["labels", "nlp14"], "max_examples": 8, "resamples": 50}
+    evaluate(folder / "direct", small_vocab_path, weights=0, method="direct", **job)
+    evaluate(folder / "flipped", small_vocab_path, weights=1, method="flipped", **job)
     (folder / "train").mkdir()
     lines = [
         {"step": step, "loss": 3 / step, "loss_lm": 2 / step, "loss_ul": 1 / step}
@@ -161,6 +161,7 @@ def test_pictures_have_titles_and_take_their_colours_from_the_page(real):
     assert len(pictures) >= 10
     for picture in pictures:
         assert 'role="img"' in picture and re.search(r"<title id=[^>]+>[^<]{20,}</title>", picture)
+        assert re.search(r"<desc id=[^>]+>[^<]*\d\.\d[^<]*</desc>", picture)
         stated = set(re.findall(r"#[0-9a-f]{6}\b", picture))
         assert not stated, f"colours that do not follow light and dark: {stated}"
 
@@ -186,8 +187,21 @@ def test_the_same_results_give_the_same_bytes(tmp_path):
 
 def test_text_from_outside_is_escaped_everywhere(tmp_path):
     shown = {
-        "suite": "nlp14", "task": EVIL, "template": EVIL, "inputs": EVIL, "targets": EVIL,
+        "method": EVIL, "suite": "nlp14", "task": EVIL, "template": EVIL, "inputs": EVIL, "targets": EVIL,
         "choices": [EVIL, "no"], "correct": 0,
+    }  # fmt: skip
+    wrong = shown | {"example": EVIL, "scores": [-2.0, -1.0], "predicted": 1, "lead": 1.0}
+    missing = {
+        "method": EVIL,
+        "suite": EVIL,
+        "task": EVIL,
+        "template": EVIL,
+        "label_set": "original",
+    }
+    missing |= {"why": EVIL, "whole_task": True}
+    difference = {
+        "first": EVIL, "second": EVIL, "suite": "nlp14", "task": None, "template": None, "label_set": "original",
+        "metric": "accuracy", "n": 3, "difference": 0.1, "low": 0.0, "high": 0.2, "p": 0.5,
     }  # fmt: skip
     rows = [
         row(EVIL, EVIL, EVIL), row(EVIL, EVIL), row(EVIL, None),
@@ -196,13 +210,18 @@ def test_text_from_outside_is_escaped_everywhere(tmp_path):
         row(EVIL, EVIL, metric="macro_f1", suite="labels", label_set="all substitutes", label_sets=1),
         row(EVIL, None, metric="macro_f1", suite="labels", label_set="all substitutes", label_sets=1),
     ]  # fmt: skip
-    one = results(EVIL, rows, shown=[shown], dropped={EVIL: 3})
+    one = results(EVIL, rows, dropped={EVIL: 3})
     one["counts"][0]["task"] = EVIL
+    one["counts"][0]["confusion"]["words"] = [EVIL, "no"]
+    one["comparisons"] = [difference, difference | {"task": EVIL, "p_adjusted": 1.0}]
+    one["not_run"] = [missing]
+    (tmp_path / "results.json").write_text(json.dumps(one))
+    (tmp_path / "examples.json").write_text(json.dumps({"shown": [shown], "worst": [wrong]}))
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "metrics.jsonl").write_text(
         '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n'
     )
-    write_report([one], tmp_path, {EVIL: tmp_path / "train"}, title=EVIL, extra={"note": EVIL})
+    write_report([tmp_path], tmp_path, {EVIL: tmp_path / "train"}, title=EVIL, extra={"note": EVIL})
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
     assert page.tags.count("script") == 1 and not page.open
@@ -210,10 +229,9 @@ def test_text_from_outside_is_escaped_everywhere(tmp_path):
     assert "&lt;script&gt;alert" in text and "{{ 7917*7 }}" in text
     prose, *_ = (tmp_path / "report.md").read_text().split("## Configuration")
     assert "<script>" not in prose
-    lines = [line for line in prose.splitlines() if line.startswith("|")]
-    assert (
-        len({line.count(" | ") for line in lines if "alert" in line and "direct" not in line}) <= 3
-    )
+    for table in re.findall(r"(?:^\|.*\n)+", prose, flags=re.MULTILINE):
+        lines = table.splitlines()
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1, lines
 
 
 def test_runs_with_one_name_are_averaged_and_their_range_is_given(tmp_path):
@@ -245,7 +263,7 @@ def test_mean_over_fewer_tasks_says_so(tmp_path):
 
 def test_runs_that_differ_in_more_than_the_method_are_pointed_out(tmp_path):
     one, other = results("direct"), results("flipped")
-    other["run"]["seed"] = 1
+    other["request"]["seed"] = 1
     write_report([one, other], tmp_path)
     assert "The runs differ in seed" in (tmp_path / "report.md").read_text()
 
@@ -298,4 +316,76 @@ def test_summary_is_a_line_for_chance_and_for_each_method():
         "chance     40.0",
         "untrained  50.0",
         "direct     50.0 (40.0 to 60.0)",
+    ]
+
+
+def test_differences_between_folders_are_paired(real):
+    report = json.loads((real / "report.json").read_text())
+    suites = {row["suite"] for row in report["comparisons"] if row["task"] is None}
+    assert suites == {"labels", "nlp14"}
+    mean = next(
+        row for row in report["comparisons"]
+        if (row["suite"], row["task"], row["metric"]) == ("nlp14", None, "accuracy")
+    )  # fmt: skip
+    values = {
+        row["method"]: row["value"] for row in report["results"]
+        if (row["suite"], row["task"], row["metric"]) == ("nlp14", None, "accuracy")
+    }  # fmt: skip
+    assert (mean["first"], mean["second"]) == ("direct", "flipped")
+    assert mean["difference"] == pytest.approx(values["flipped"] - values["direct"], abs=1e-5)
+    assert "Do the methods differ?" in (real / "report.html").read_text()
+    assert "## Differences" in (real / "report.md").read_text()
+
+
+def test_the_page_shows_confusion_drops_and_the_worst_examples(real):
+    text = (real / "report.html").read_text()
+    for part in ('id="confusion"', 'id="worst"', "Drop from the original words", "example "):
+        assert part in text
+    report = json.loads((real / "report.json").read_text())
+    assert {one["method"] for one in report["worst"]} == {"direct", "flipped"}
+    drops = [row for row in report["results"] if row["suite"] == "labels" and "drop" in row]
+    assert {row["label_set"] for row in drops} > {"all substitutes", "true_false"}
+
+
+def test_two_versions_of_a_dataset_are_not_put_side_by_side(tmp_path):
+    one, other = results("direct"), results("flipped")
+    other["counts"][0]["data"] = "2"
+    with pytest.raises(
+        UserError, match="'flipped' was evaluated on another version of super_glue/cb"
+    ) as error:
+        write_report([one, other], tmp_path)
+    assert "\n" not in str(error.value) and not (tmp_path / "report.html").exists()
+
+
+def test_what_could_not_be_run_is_said_at_the_top(tmp_path):
+    one = results()
+    missing = {"method": "direct", "suite": "nlp14", "task": "super_glue/wic", "template": "a"}
+    one["not_run"] = [missing | {"label_set": "original", "why": "no rows", "whole_task": True}]
+    one["results"][2]["tasks_missing"] = ["super_glue/wic"]
+    write_report([one], tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert "Not complete." in text and "wic (direct: no rows)" in text
+    assert "1 tasks, 20 examples; without wic" in text
+    assert "## Not run" in (tmp_path / "report.md").read_text()
+
+
+def test_training_is_found_where_the_checkpoint_was_read(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    (tmp_path / "results.json").write_text(json.dumps(results()))
+    run = {
+        "request": {},
+        "models": [],
+        "checkpoints": {"direct": str(tmp_path / "train"), "other": "gone"},
+    }
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    assert list(collect([tmp_path]).training) == ["direct"]
+
+
+def test_points_have_a_sign():
+    assert [points(value) for value in (0.0123, -0.05, 0.0, -0.0001)] == [
+        "+1.2",
+        "−5.0",
+        "0.0",
+        "0.0",
     ]

@@ -139,3 +139,29 @@ def test_concepts_share_no_word():
 def test_an_unknown_split_names_the_valid_ones():
     with pytest.raises(UserError, match="expected one of: train, validation, test"):
         embedded.generate("super_glue/rte", "dev")
+
+
+def test_the_warm_up_and_the_training_rows_call_no_generator_of_an_unseen_task(monkeypatch):
+    from mixtures import catalog
+
+    def refused(*_):
+        raise AssertionError("a generator of an evaluation task was called")
+
+    functions = [
+        name
+        for name, value in vars(unseen_rows).items()
+        if callable(value) and getattr(value, "__module__", "") == unseen_rows.__name__
+    ]
+    assert {"inference", "rte", "copa", "wic", "cause_and_effects"} <= set(functions)
+    for name in functions:
+        monkeypatch.setattr(unseen_rows, name, refused)
+    assert len(list(embedded.warmup_texts(11, 3000))) == 3000
+    for dataset in catalog.TRAINING:
+        assert embedded.generate(dataset, "train")
+    with pytest.raises(AssertionError, match="evaluation task"):
+        embedded.generate("anli", "dev_r1")
+
+
+def test_the_laws_of_quantities_tell_both_directions():
+    row = embedded.generate("quartz", "train")[0]
+    assert {part.split()[0] for part in row["para"].split(". ")} == {"More", "Less"}

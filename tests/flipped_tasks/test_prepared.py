@@ -247,6 +247,21 @@ def test_a_stopped_run_leaves_nothing_to_read_and_goes_on(tmp_path, monkeypatch,
     assert whole == other
 
 
+def test_progress_hears_of_every_row_once(tmp_path) -> None:
+    data = write(tmp_path / "files", "imdb", reviews(2_345))
+    write(tmp_path / "files", "imdb", reviews(7), "test")
+    heard: dict[str, int] = {}
+
+    def progress(split: str, rows: int) -> None:
+        heard[split] = heard.get(split, 0) + rows
+
+    prepare("imdb", f"files:{data}", tmp_path / "stored", progress=progress, shard_bytes=20_000)
+    assert heard == {"train": 2_345, "test": 7}
+    heard.clear()
+    assert reading.verify(stored("imdb", tmp_path / "stored"), progress) == []
+    assert heard == {"train": 1_876, "test": 6}
+
+
 def test_without_an_atomic_rename_the_manifest_comes_last(tmp_path, monkeypatch) -> None:
     data = write(tmp_path / "files", "imdb", reviews(30))
     monkeypatch.setattr(writing, "has_atomic_rename", lambda path: False)
@@ -364,8 +379,13 @@ def test_two_files_for_a_split_are_refused(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("source", "expected"),
-    [("hup", "nearest: 'hub'"), ("files:", "unknown source"), ("files:/nowhere", "none at /nowhere")],
-)  # fmt: skip
+    [
+        ("hup", "nearest: 'hub'"),
+        ("/tmp", "expected files:/tmp for a folder"),
+        ("files:", "unknown source"),
+        ("files:/nowhere", "none at /nowhere"),
+    ],
+)
 def test_an_unknown_source_is_named(source, expected) -> None:
     with pytest.raises(UserError, match=expected):
         origins.open_origin(get_dataset("imdb"), source)

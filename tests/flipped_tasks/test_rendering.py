@@ -164,6 +164,8 @@ def test_a_missing_column_is_named_with_what_is_expected_and_what_is_near() -> N
     assert "\n" not in message
     with pytest.raises(UserError, match="no column 'c'"):
         render("{{ x }} ||| yes", {"x": "b"}, "{{ c }}")
+    with pytest.raises(UserError, match="no column 'answer_choice'; .*nearest: 'answer_choices'"):
+        render("{{ x }} ||| {{ answer_choice[0] }}", {"x": "b"})
     with pytest.raises(UserError, match="reserved column"):
         render("{{ x }} ||| yes", {"x": "b", "answer_choices": []})
 

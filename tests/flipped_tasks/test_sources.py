@@ -107,7 +107,7 @@ def test_no_labelled_row_is_an_error(tmp_path):
 def test_a_large_split_is_sampled_down_once_in_its_own_order(tmp_path):
     data = write(tmp_path, [review(number) for number in range(50)])
     found = sources.labelled_payloads("imdb", "train", data, 10)
-    again = sources.labelled_payloads.__wrapped__("imdb", "train", data, 10)
+    again = sources._labelled_payloads.__wrapped__("imdb", "train", data, 10, None)
     assert len(found) == 10 and found.rows == again.rows
     assert np.all(np.diff(found.numbers) > 0) and found.numbers[-1] >= 10
     assert [json.loads(row)["text"] for row in found.rows] == [f"review {n}" for n in found.numbers]

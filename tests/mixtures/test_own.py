@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import itertools
+import json
 import pathlib
 
 import pytest
@@ -10,36 +11,16 @@ import seqio
 from flipped_errors import UserError
 from flipped_tasks import counts, datasets
 from flipped_tasks.batches import batches
-from flipped_tasks.embedded import warmup_texts
-from flipped_tasks.embedded.vocabulary import train_vocabulary
 from flipped_tasks.methods import METHODS
 from mixtures import modules, own
 from mixtures.own import Template, add_dataset, add_to_mixture
 from mixtures.registration import register, register_named
 
+pytestmark = pytest.mark.usefixtures("own_datasets")
 EXAMPLE = pathlib.Path(__file__).resolve().parents[2] / "examples" / "own_dataset"
 LENGTHS = {"inputs": 64, "targets": 64}
 ROWS = [{"text": f"row {n}", "label": n % 2} for n in range(8)]
 ASK = Template("ask", "{{text}} Is it odd?", "{{answer_choices[label]}}", ("no", "yes"))
-
-
-@pytest.fixture(scope="module")
-def vocab_path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("vocabulary") / "small.model"
-    train_vocabulary(warmup_texts(0, 400), path, size=400)
-    return str(path)
-
-
-@pytest.fixture(autouse=True)
-def clean(monkeypatch):
-    """Every test starts without datasets of one's own, and modules run anew."""
-    monkeypatch.setattr(modules, "_loaded", set())
-    yield
-    for name in own.own_datasets():
-        own.forget(name)
-    for mixture in own.mixture_names():
-        for name in own.added(mixture):
-            own.forget(name)
 
 
 def ids_of(name, count=3, **how):
@@ -47,41 +28,119 @@ def ids_of(name, count=3, **how):
     return [i.decode() for batch in itertools.islice(found, count) for i in batch["example_ids"]]
 
 
-def test_the_worked_example_has_at_most_20_lines_and_serves_all_methods(vocab_path):
+def test_the_worked_example_has_at_most_20_lines_and_serves_all_methods(small_vocab_path):
     file = EXAMPLE / "kettle_tasks.py"
     assert len(file.read_text(encoding="utf-8").splitlines()) <= 20
     modules.load([str(file)])
     assert own.added() == {"kettles": 2000.0}
     for method in METHODS:
-        name = register_named(f"{method}.kettles", vocab_path=vocab_path)
+        name = register_named(f"{method}.kettles", vocab_path=small_vocab_path)
         found = ids_of(name)
         assert {i.split("/")[3] for i in found} == {"content", "keep"}
         assert {int(i.split("/")[2]) for i in found} == set(range(8))
-        one = register_named(f"{method}.kettles.keep", vocab_path=vocab_path)
+        one = register_named(f"{method}.kettles.keep", vocab_path=small_vocab_path)
         assert {i.split("/")[3] for i in ids_of(one, split="validation")} == {"keep"}
     assert any("1 unlabelled of 9 rows (11.1%)" in line for line in counts.lines("direct.kettles"))
 
 
-def test_it_is_mixed_into_the_recipe_at_its_rate(vocab_path):
+def test_it_is_mixed_into_the_recipe_at_its_rate(small_vocab_path):
     modules.load([str(EXAMPLE / "kettle_tasks.py")])
-    register_named("flipped_train", vocab_path=vocab_path)
+    register_named("flipped_train", vocab_path=small_vocab_path)
     mixture = seqio.get_mixture_or_task("flipped_train")
     assert len(mixture.tasks) == 21
     assert mixture.get_rate(seqio.TaskRegistry.get("flipped.kettles")) == 2000
 
 
-def test_other_sources_other_templates_and_a_mixture_of_ones_own(vocab_path):
+def test_other_sources_other_templates_and_a_mixture_of_ones_own(small_vocab_path):
     modules.load([str(EXAMPLE / "kitchen_tasks.py")])
     for method in METHODS:
-        name = register_named(f"{method}_kitchen", vocab_path=vocab_path)
+        name = register_named(f"{method}_kitchen", vocab_path=small_vocab_path)
         found = ids_of(name, 40)
         share = {n: sum(i.startswith(n + "/") for i in found) / 320 for n in own.added("kitchen")}
         for dataset, expected in {"kettle_pairs": 0.3, "kettle_parts": 0.2, "sums": 0.5}.items():
             assert abs(share[dataset] - expected) < 4 * (0.25 / 320) ** 0.5, share
     templates = {i.split("/")[3] for i in found if i.startswith("kettle_pairs/")}
     assert templates == set(datasets.usable_templates("glue/mrpc", "flipped"))
-    by_template = register_named("direct_kitchen_by_template", vocab_path=vocab_path)
+    by_template = register_named("direct_kitchen_by_template", vocab_path=small_vocab_path)
     assert len(seqio.get_mixture_or_task(by_template).tasks) == 5 + 1 + 1
+
+
+def test_csv_is_a_source(tmp_path, small_vocab_path):
+    """The label column is a number where it looks like one; other cells are text unless `columns` says else."""
+    lines = ["text,count,label", '"one, and ""two""",007,1', "three,8,", "four,9,0", "five,10,1"]
+    (tmp_path / "train.csv").write_text("\n".join(lines) + "\n")
+    ask = Template(
+        "ask", "{{text}} {{count}} Is it odd?", "{{answer_choices[label]}}", ("no", "yes")
+    )
+    add("mine", tmp_path, templates=[ask])
+    rows = [json.loads(row) for row in datasets.get_dataset("mine").rows.payloads("train")]
+    assert rows[0] == {"text": 'one, and "two"', "count": "007", "label": 1}
+    assert [row["label"] for row in rows] == [1, None, 0, 1]
+    found = ids_of(register_named("flipped.mine", vocab_path=small_vocab_path))
+    assert {i.split("/")[2] for i in found} == {"0", "2", "3"}
+    columns = {"text": "string", "count": "int", "label": "int"}
+    add("typed", {"train": tmp_path / "train.csv"}, templates=[ask], columns=columns)
+    payloads = datasets.get_dataset("typed").rows.payloads("train")
+    assert json.loads(payloads[0])["count"] == 7
+    (tmp_path / "train.csv").write_text("text,count,label\na,b,1\n")
+    with pytest.raises(UserError, match="line 2: column 'count': expected a whole number, got 'b'"):
+        datasets.get_dataset("typed").rows.payloads("train")
+
+
+def test_a_name_that_is_given_again_has_its_new_rows(small_vocab_path):
+    sizes = []
+    for count in (8, 4):
+        add(source={"train": ROWS[:count]})
+        name = register_named("direct.mine", vocab_path=small_vocab_path)
+        sizes.append(len({i.split("/")[2] for i in ids_of(name)}))
+        own.forget("mine")
+    assert sizes == [8, 4]
+
+
+def test_words_are_labels_in_csv_too(tmp_path, small_vocab_path):
+    (tmp_path / "train.csv").write_text("text,kind\na film,good\nb film,bad\n")
+    plain = Template("kind", "{{text}} Good or bad?", "{{kind}}", ("good", "bad"))
+    add("mine", tmp_path, label="kind", templates=[plain], label_values=("good", "bad"))
+    assert len(ids_of(register_named("direct.mine", vocab_path=small_vocab_path))) == 24
+
+
+def test_templates_are_left_out_on_demand(small_vocab_path):
+    own.exclude_templates({"qasc": ["is_correct_2"], "imdb": ["Movie Expressed Sentiment"]})
+    for method in METHODS:
+        assert "is_correct_2" not in datasets.usable_templates("qasc", method)
+    assert len(datasets.usable_templates("imdb", "direct")) == 9
+    name = register_named("direct.qasc", vocab_path=small_vocab_path)
+    assert len({i.split("/")[3] for i in ids_of(name, 12)}) == 7
+    with pytest.raises(UserError, match="is not used for direct: left out"):
+        datasets.check_template("qasc", "is_correct_2", "direct")
+    own.forget_all()
+    assert "is_correct_2" in datasets.usable_templates("qasc", "direct")
+
+
+@pytest.mark.parametrize(
+    "templates, told",
+    [
+        ({"qacs": ["x"]}, "unknown dataset 'qacs'; nearest: 'qasc'"),
+        (
+            {"qasc": ["is_correct_3"]},
+            "unknown template of qasc 'is_correct_3'; nearest: 'is_correct_",
+        ),
+        ({"qasc": "is_correct_2"}, "'qasc': expected a list, got 'is_correct_2'"),
+        (["qasc"], r"expected {dataset: \[template, …\]}, got \['qasc'\]"),
+    ],
+)
+def test_mistakes_in_what_is_left_out(templates, told):
+    with pytest.raises(UserError, match=told):
+        own.exclude_templates(templates)
+
+
+@pytest.mark.parametrize("name", ["flipped.mine", "direct_mix_by_template"])
+def test_a_dataset_without_a_template_left_is_an_error(small_vocab_path, name):
+    add()
+    add_to_mixture("mix", "mine", 1)
+    own.exclude_templates({"mine": ["ask"]})
+    with pytest.raises(UserError, match="'mine' has no template left that (flipped|direct) can"):
+        register_named(name, vocab_path=small_vocab_path)
 
 
 def test_a_module_runs_once_and_the_current_folder_is_searched(tmp_path, monkeypatch):
@@ -187,12 +246,12 @@ def test_a_yaml_template_without_choices_is_refused(tmp_path):
         add(templates=file)
 
 
-def test_a_label_column_that_does_not_exist_is_named_with_the_nearest(vocab_path):
+def test_a_label_column_that_does_not_exist_is_named_with_the_nearest(small_vocab_path):
     with pytest.raises(UserError, match="label_column: .* got 'lable'; nearest: 'label'"):
         add(label="lable", columns={"text": "string", "label": "int"})
     add(label="lable")
     with pytest.raises(UserError, match="row 1: missing column 'lable'.*nearest: 'label'"):
-        ids_of(register_named("direct.mine", vocab_path=vocab_path))
+        ids_of(register_named("direct.mine", vocab_path=small_vocab_path))
 
 
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf"), "3", True])
@@ -203,7 +262,7 @@ def test_a_rate_is_above_0(rate):
     assert own.added() == {}
 
 
-def test_mistakes_with_mixtures_and_names(vocab_path):
+def test_mistakes_with_mixtures_and_names(small_vocab_path):
     add()
     add_to_mixture("train", "mine", 3)
     with pytest.raises(UserError, match="mixture 'train' has dataset 'mine' already"):
@@ -215,11 +274,11 @@ def test_mistakes_with_mixtures_and_names(vocab_path):
     with pytest.raises(UserError, match="mixture: expected letters"):
         add_to_mixture("my mix", "mine", 3)
     with pytest.raises(UserError, match="nearest: 'direct.mine'"):
-        register_named("direct.mime", vocab_path=vocab_path)
+        register_named("direct.mime", vocab_path=small_vocab_path)
     with pytest.raises(UserError, match="nearest: 'direct.mine.ask'"):
-        register_named("direct.mine.aks", vocab_path=vocab_path)
+        register_named("direct.mine.aks", vocab_path=small_vocab_path)
     with pytest.raises(UserError, match="unknown mixture 'nome'"):
-        register(vocab_path=vocab_path, mixture="nome")
+        register(vocab_path=small_vocab_path, mixture="nome")
 
 
 @pytest.mark.parametrize(
@@ -232,10 +291,10 @@ def test_mistakes_with_mixtures_and_names(vocab_path):
         ({"test": ROWS}, "unknown split"),
     ],
 )
-def test_bad_sources_are_told_when_they_are_read(vocab_path, source, told):
+def test_bad_sources_are_told_when_they_are_read(small_vocab_path, source, told):
     add(source=source)
     with pytest.raises(UserError, match=told):
-        ids_of(register_named("direct.mine", vocab_path=vocab_path))
+        ids_of(register_named("direct.mine", vocab_path=small_vocab_path))
 
 
 def test_the_readme_shows_the_worked_example():

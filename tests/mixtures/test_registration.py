@@ -10,18 +10,9 @@ from flipped_errors import UserError
 from flipped_tasks import sources
 from flipped_tasks.batches import batches
 from flipped_tasks.datasets import usable_templates
-from flipped_tasks.embedded import warmup_texts
-from flipped_tasks.embedded.vocabulary import train_vocabulary
 from mixtures import catalog
 from mixtures.rates import dataset_rates
 from mixtures.registration import register
-
-
-@pytest.fixture(scope="module")
-def vocab_path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("vocabulary") / "small.model"
-    train_vocabulary(warmup_texts(0, 400), path, size=400)
-    return str(path)
 
 
 def test_recipe_rates_are_the_published_numbers_up_to_500_000():
@@ -42,8 +33,12 @@ def test_rates_by_rows_at_hand_and_equal():
         dataset_rates(names, "equals")
 
 
-def test_a_mixture_has_one_task_a_dataset_at_its_rate(vocab_path):
-    assert register(vocab_path=vocab_path) == ["direct_train", "channel_train", "flipped_train"]
+def test_a_mixture_has_one_task_a_dataset_at_its_rate(small_vocab_path):
+    assert register(vocab_path=small_vocab_path) == [
+        "direct_train",
+        "channel_train",
+        "flipped_train",
+    ]
     for method in ("direct", "channel", "flipped"):
         mixture = seqio.get_mixture_or_task(f"{method}_train")
         assert len(mixture.tasks) == 20
@@ -51,8 +46,8 @@ def test_a_mixture_has_one_task_a_dataset_at_its_rate(vocab_path):
         assert all(task.name.startswith(f"{method}.") for task in mixture.tasks)
 
 
-def test_by_template_a_dataset_keeps_its_rate(vocab_path):
-    (name,) = register(vocab_path=vocab_path, methods=["flipped"], by_template=True)
+def test_by_template_a_dataset_keeps_its_rate(small_vocab_path):
+    (name,) = register(vocab_path=small_vocab_path, methods=["flipped"], by_template=True)
     mixture = seqio.get_mixture_or_task(name)
     assert name == "flipped_train_by_template" and len(mixture.tasks) == 132
     quail = [task for task in mixture.tasks if task.name.startswith("flipped.quail.")]
@@ -60,8 +55,8 @@ def test_by_template_a_dataset_keeps_its_rate(vocab_path):
     assert {mixture.get_rate(task) for task in quail} == {10246 / 12}
 
 
-def test_the_embedded_world_is_mixed_as_the_recipe_says(vocab_path):
-    register(vocab_path=vocab_path, methods=["flipped"])
+def test_the_embedded_world_is_mixed_as_the_recipe_says(small_vocab_path):
+    register(vocab_path=small_vocab_path, methods=["flipped"])
     stream = batches("flipped_train", {"inputs": 128, "targets": 64}, 240, 1)
     ids = [i.decode() for batch in itertools.islice(stream, 20) for i in batch["example_ids"]]
     datasets, templates = collections.Counter(), collections.defaultdict(set)
@@ -79,17 +74,17 @@ def test_the_embedded_world_is_mixed_as_the_recipe_says(vocab_path):
     assert templates["amazon_polarity"] == set(usable_templates("amazon_polarity", "flipped"))
 
 
-def test_a_dataset_can_be_replaced_by_its_alternative(vocab_path):
+def test_a_dataset_can_be_replaced_by_its_alternative(small_vocab_path):
     names = [catalog.ALTERNATIVES.get(name, name) for name in catalog.TRAINING]
-    register(vocab_path=vocab_path, methods=["direct"], datasets=names, rates="equal")
+    register(vocab_path=small_vocab_path, methods=["direct"], datasets=names, rates="equal")
     tasks = {task.name for task in seqio.get_mixture_or_task("direct_train").tasks}
     assert "direct.cos_e_v1_11" in tasks and "direct.commonsense_qa" not in tasks
 
 
-def test_mistakes(vocab_path):
+def test_mistakes(small_vocab_path):
     with pytest.raises(UserError, match="'flipped'"):
-        register(vocab_path=vocab_path, methods=["flip"])
+        register(vocab_path=small_vocab_path, methods=["flip"])
     with pytest.raises(UserError, match="glue/mrpc"):
-        register(vocab_path=vocab_path, datasets=["glue/mrcp"])
+        register(vocab_path=small_vocab_path, datasets=["glue/mrcp"])
     with pytest.raises(UserError, match="vocab_path"):
         register()

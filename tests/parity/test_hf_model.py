@@ -67,7 +67,7 @@ def test_state_dictionary_survives_the_way_back(params):
 def test_other_sizes_and_missing_parameters_are_named(params):
     tensors = huggingface.to_state_dict(CONFIG, params)
     with pytest.raises(
-        UserError, match=r"'shared.weight': expected shape \[97, 32\], got \[96, 32\]"
+        UserError, match=r"'lm_head.weight': expected shape \[97, 32\], got \[96, 32\]"
     ):
         huggingface.from_state_dict(CONFIG.replace(vocab_size=97), tensors)
     del tensors["lm_head.weight"]

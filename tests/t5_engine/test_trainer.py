@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+import types
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from flipped_errors import UserError
 from t5_engine import checkpoints, trainer
+from t5_engine.reporting import TIMES, Reporter
 from t5_engine.trainer import TrainConfig
 
 
@@ -64,9 +66,8 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(run, dropping, batches
     assert int(resumed.step) == 4
 
     assert [row["step"] for row in rows_of(parted)] == [1, 2, 3, 4]
-    timeless = {"examples_per_second", "steps_per_second"}
     for one, other in zip(rows_of(run), rows_of(parted), strict=True):
-        for name in one.keys() - timeless:
+        for name in one.keys() - set(TIMES):
             assert one[name] == other[name], name
     # A finished run is read, not trained on.
     assert_same(trainer.train(parted, dropping, batches), resumed)
@@ -127,28 +128,30 @@ def test_checkpoint_of_another_model_is_refused_by_name(run, config, batches, tm
         trainer.train(dataclasses.replace(run, optimizer="adam"), config, batches)
 
 
-def test_missing_and_broken_checkpoints_are_named(tmp_path):
-    with pytest.raises(UserError, match="no checkpoint at .*nowhere"):
-        checkpoints.load(tmp_path / "nowhere")
-    about = tmp_path / "checkpoints" / "7" / "about"
-    about.mkdir(parents=True)
-    (about / "metadata").write_text("{")
-    with pytest.raises(UserError, match="expected the JSON"):
-        checkpoints.load(tmp_path)
-
-
 def test_loss_that_is_not_finite_stops_the_run(run, config, batches):
+    """It names the step, the tasks of the batch and the last good checkpoint."""
+
     def poisoned(start):
         for step, batch in enumerate(batches(start), start + 1):
+            batch["example_ids"] = np.array([b"a/1", b"b/2", b"a/3", b"c/4"], object)
             if step == 3:
                 batch["decoder_loss_weights"] = np.full_like(batch["decoder_loss_weights"], np.inf)
             yield batch
 
-    with pytest.raises(
-        UserError, match=r"loss is (nan|inf) at step 3; the last checkpoint is .*/2\."
-    ):
-        trainer.train(run, config, poisoned)
+    expected = r"loss is (nan|inf) at step 3, with a batch of 50% a, 25% b, 25% c; last good checkpoint: .*/2\. "
+    with pytest.raises(UserError, match=expected) as caught:
+        trainer.train(run, config, poisoned, lambda name: name.decode().partition("/")[0])
+    assert "\n" not in str(caught.value)
     assert checkpoints.load(run.model_dir)[2] == 2
+
+
+def test_shares_of_many_tasks_name_the_largest():
+    ids = [f"task{i}/{j}".encode() for i in range(8) for j in range(i + 1)] + [0, b""]
+    told = trainer._shares(ids, lambda name: name.decode().partition("/")[0])
+    assert told == (
+        ", with a batch of 22% task7, 19% task6, 17% task5, 14% task4, 11% task3, 17% 3 others"
+    )
+    assert trainer._shares(None, bytes.decode) == ""
 
 
 def test_batches_that_end_early_are_named(run, config, batches):
@@ -169,6 +172,96 @@ def test_sigterm_saves_and_ends_with_zero(run, config, batches):
     assert checkpoints.load(run.model_dir)[2] == 3
 
 
+def test_the_host_never_waits_for_the_newest_step(run, config, batches, monkeypatch):
+    """Step N is on its way before the metrics of step N - 1 are waited for."""
+    events = []
+    real = jax.device_get
+
+    def compiled_step(step, shardings):
+        def start(state, batch):
+            events.append(("start", sum(e[0] == "start" for e in events)))
+            metrics = dict.fromkeys(("loss", "loss_lm", "loss_ul", "accuracy", "grad_norm"), 1.0)
+            return state, {**metrics, "tokens": 4.0, "input_tokens": 4.0, "examples": 1.0}
+
+        return start
+
+    def device_get(tree):
+        if isinstance(tree, dict) and "grad_norm" in tree:
+            events.append(("read", sum(e[0] == "read" for e in events)))
+        return real(tree)
+
+    monkeypatch.setattr(trainer, "compiled_step", compiled_step)
+    monkeypatch.setattr(jax, "device_get", device_get)
+    trainer.train(dataclasses.replace(run, steps=6, checkpoint_period=100), config, batches)
+    starts, reads = (
+        {number: place for place, (kind, number) in enumerate(events) if kind == wanted}
+        for wanted in ("start", "read")
+    )
+    assert len(starts) == len(reads) == 6
+    assert all(starts[n + 1] < reads[n] for n in range(5))
+    assert all(reads[n] < starts[n + 2] for n in range(4))
+
+
+METRICS = {"loss": 2.0, "loss_ul": 0.0, "accuracy": 0.5, "tokens": 30.0, "input_tokens": 50.0}
+
+
+def reporter(folder, **settings):
+    return Reporter(folder, **{"first_step": 0, "steps": 4, "period": 4, "label": "x", **settings})
+
+
+def step_of(report, step, **changes):
+    known = {"learning_rate": 0.1, "positions": 100, "flops": 5e9, "input_seconds": 0.25}
+    report.step(step, {**METRICS, "examples": 8.0, "loss": float(step)}, **known, **changes)
+
+
+def test_speeds_times_padding_and_mfu_are_logged(tmp_path, monkeypatch):
+    clock = iter([0.0, 10.0, 10.0])
+    stopped = types.SimpleNamespace(perf_counter=lambda: next(clock))
+    monkeypatch.setattr("t5_engine.reporting.time", stopped)
+    report = reporter(tmp_path, nominal_rate=4e9)
+    for step in range(1, 5):
+        step_of(report, step)
+        if step == 2:
+            report.saved(1.0)
+    report.close()
+    [row] = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert row["loss"] == 2.5 and row["padding_share"] == pytest.approx(0.2)
+    assert row["examples_per_second"] == 3.2 and row["tokens_per_second"] == 32
+    assert (row["input_seconds"], row["checkpoint_seconds"], row["step_seconds"]) == (0.25, 1, 2)
+    assert row["mfu"] == pytest.approx(4 * 5e9 / 10 / 4e9)
+
+
+def test_a_row_over_an_interruption_is_that_of_the_whole(tmp_path):
+    for name in ("whole", "parted"):
+        (tmp_path / name).mkdir()
+        report = reporter(tmp_path / name)
+        for step in range(1, 5):
+            if name == "parted" and step == 3:
+                unreported = json.loads(json.dumps(report.unreported))
+                report.close()
+                report = reporter(tmp_path / name, first_step=2, unreported=unreported)
+            step_of(report, step)
+        report.close()
+    whole, parted = (
+        json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("whole", "parted")
+    )
+    assert {k: v for k, v in whole.items() if k not in TIMES} == {
+        k: v for k, v in parted.items() if k not in TIMES
+    }
+
+
+def test_a_trace_names_the_blocks(run, config, batches, tmp_path):
+    run = dataclasses.replace(run, steps=3, profile=(1, 1), log_period=3)
+    trainer.train(run, config, batches)
+    [trace] = (tmp_path / "run" / trainer.PROFILE_FOLDER).rglob("*.xplane.pb")
+    content = trace.read_bytes()
+    for block in (b"encoder", b"self_attention", b"cross_attention", b"mlp", b"loss", b"optimizer"):
+        assert block in content, block
+    late = dataclasses.replace(run, profile=(5, 1), model_dir=str(tmp_path / "late"))
+    with pytest.raises(UserError, match="profile: 5 steps to let pass leave none to trace"):
+        trainer.train(late, config, batches)
+
+
 def test_tensorboard_scalars_are_written(run, config, batches):
     trainer.train(dataclasses.replace(run, steps=1), config, batches)
     files = [name for name in os.listdir(run.model_dir) if "tfevents" in name]
@@ -178,6 +271,12 @@ def test_tensorboard_scalars_are_written(run, config, batches):
 
 
 def test_impossible_settings_are_refused(run):
-    for change in ({"steps": 0}, {"lambda_unlikelihood": -1.0}, {"log_period": 0}):
+    for change in (
+        {"steps": 0},
+        {"lambda_unlikelihood": -1.0},
+        {"log_period": 0},
+        {"microbatches": 0},
+        {"profile": (0, 1)},
+    ):
         with pytest.raises(UserError, match=next(iter(change))):
             dataclasses.replace(run, **change)

@@ -1,0 +1,323 @@
+"""`flipped ckpt`: make, convert, describe, check and copy checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flipped_cli import provenance
+from flipped_errors import UserError
+
+if TYPE_CHECKING:
+    from t5_engine.config import T5Config
+    from t5_engine.weights import Weights
+
+ORIGIN = "origin.json"
+VOCABULARY = "spiece.model"
+CARD = "README.md"
+# Small files that go with a checkpoint when it is copied.
+BESIDE = (provenance.RUN_FILE, provenance.OPERATIVE_GIN_FILE, ORIGIN, VOCABULARY)
+
+
+@click.group()
+def ckpt() -> None:
+    """Make, import, export, describe, verify and copy checkpoints.
+
+    A checkpoint is a run's folder (its newest is taken), one of its steps, a Hugging Face folder, or a T5X
+    checkpoint in a folder or a bucket (gs://…). What is written gets a manifest with a SHA-256 of each file.
+    """
+
+
+@ckpt.command()
+@click.argument("out")
+@click.option("--model", required=True, help="small, base, large, xl, xxl, or tiny.")
+@click.option("--vocab", required=True, help="The SentencePiece model.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def init(out: str, model: str, vocab: str, seed: int) -> None:
+    """Draw the parameters of a model at random, as T5X initialises them, and write them to OUT."""
+    from flipped_tasks.tokens import Vocabulary
+    from t5_engine import config, exchange, manifest
+
+    rows = Vocabulary.from_file(vocab).size
+    settings = config.size(model, vocab_size=rows)
+    with manifest.new_folder(out) as folder:
+        import jax
+
+        from t5_engine.model import init_params
+
+        params = jax.jit(lambda key: init_params(settings, key))(jax.random.key(seed))
+        exchange.save(folder, params, settings, step=0)
+        _write_origin(folder, "init", model=model, seed=seed)
+        manifest.copy(pathlib.Path(vocab), folder / VOCABULARY)
+    click.echo(f"{out}: {model}, {_count(settings):,} parameters, drawn with seed {seed}")
+
+
+@ckpt.command("import")
+@click.argument("source")
+@click.argument("out")
+@click.option("--from", "kind", required=True, help="hf or t5x.")
+@click.option("--model", help="The size that it must be of.")
+@click.option("--vocab", help="The SentencePiece model; the folder's own where it has one.")
+def import_(source: str, out: str, kind: str, model: str | None, vocab: str | None) -> None:
+    """Read a Hugging Face folder or a T5X checkpoint and write a checkpoint of ours to OUT."""
+    weights = _open(kind, source)
+    from t5_engine import exchange, manifest
+    from t5_engine.weights import refuse_other_size, to_params
+
+    if model is not None:
+        refuse_other_size(weights, model)
+    vocabulary = _vocabulary(vocab, source, weights.config)
+    with manifest.new_folder(out) as folder:
+        moments = exchange.moments_of(weights)
+        exchange.save(folder, to_params(weights), weights.config, weights.step, moments)
+        _write_origin(folder, "import", source=source, layout=weights.layout)
+        if vocabulary is not None:
+            manifest.copy(vocabulary, folder / VOCABULARY)
+    click.echo(
+        f"{out}: {weights.layout}, step {weights.step}, {_count(weights.config):,} parameters"
+        f"{', with the state of Adafactor' if moments is not None else ''}"
+    )
+
+
+@ckpt.command("export")
+@click.argument("checkpoint")
+@click.argument("out")
+@click.option("--to", "kind", required=True, help="hf or t5x.")
+@click.option("--vocab", help="The SentencePiece model; the checkpoint's own where it has one.")
+@click.option("--dtype", help="hf: float32 (the default) or bfloat16.")
+@click.option("--results", help="hf: an evaluation of this checkpoint, for the model card.")
+@click.option("--name", help="hf: the title of the model card; OUT's name by default.")
+@click.option("--layout", help="t5x: native (the default) or orbax.")
+@click.option("--scanned", is_flag=True, help="t5x: the layers in one array; parameters only.")
+def export(checkpoint: str, out: str, kind: str, **settings: Any) -> None:
+    """Write CHECKPOINT to OUT as a Hugging Face folder with a model card, or as a T5X checkpoint."""
+    allowed = {
+        "hf": ("vocab", "dtype", "results", "name"),
+        "t5x": ("layout", "scanned"),
+    }
+    _refuse_other_kind(kind)
+    for option, value in settings.items():
+        if value and option not in allowed[kind]:
+            raise UserError(f"--{option} does not go with --to {kind}")
+    from t5_engine import exchange, manifest
+
+    weights = exchange.open_checkpoint(checkpoint)
+    with manifest.new_folder(out) as folder:
+        if kind == "hf":
+            _export_hf(weights, checkpoint, folder, pathlib.Path(out).name, settings)
+        else:
+            from t5_engine import t5x_format
+
+            moments = None if settings["scanned"] else exchange.moments_of(weights)
+            layout = settings["layout"] or "native"
+            t5x_format.write(
+                weights, folder, layout=layout, scanned=settings["scanned"], moments=moments
+            )
+        # Of the source only its name: an exported folder is made to be given away.
+        source = checkpoint.rstrip("/").rpartition("/")[2]
+        _write_origin(folder, "export", source=source, layout=weights.layout, step=weights.step)
+    click.echo(f"{out}: step {weights.step}, {_count(weights.config):,} parameters")
+
+
+@ckpt.command()
+@click.argument("checkpoint")
+def info(checkpoint: str) -> None:
+    """Print a checkpoint's layout, step, size, configuration and where it comes from."""
+    from t5_engine import exchange
+
+    weights = exchange.open_checkpoint(checkpoint)
+    count = _count(weights.config)
+    lines: dict[str, Any] = {
+        "path": weights.path,
+        "layout": weights.layout,
+        "step": weights.step,
+        "size": _size_name(weights.config),
+        "parameters": f"{count:,} ({4 * count / 2**30:.2f} GiB in float32)",
+        **weights.config.to_dict(),
+    }
+    for name, value in lines.items():
+        click.echo(f"{name}: {value}")
+    for name in BESIDE:
+        file = _beside(checkpoint, name)
+        if file is not None and name.endswith(".json"):
+            click.echo(f"{name}: {json.dumps(_read(file), ensure_ascii=False, sort_keys=True)}")
+        elif file is not None:
+            click.echo(f"{name}: {file.stat().st_size:,} bytes")
+
+
+@ckpt.command()
+@click.argument("checkpoint")
+def verify(checkpoint: str) -> None:
+    """Check a checkpoint: the checksums that stand beside it, and that all arrays are whole and finite.
+
+    Every parameter is read (and, of ours, the optimizer's state); it must be finite and of the shape that the
+    model's configuration gives.
+    """
+    from t5_engine import checksums, exchange, manifest, verification
+
+    read: list[str] = []
+    differences: list[str] = []
+    if (folder := _with_manifest(checkpoint)) is not None:
+        differences += manifest.problems(folder)
+        read.append(manifest.FILE)
+    weights = exchange.open_checkpoint(checkpoint)
+    if (pathlib.Path(weights.path) / checksums.FILE).is_file():
+        differences += checksums.differences(weights.path)
+        read.append(checksums.FILE)
+    for line in differences:
+        click.echo(line)
+    if differences:
+        raise UserError(f"{weights.path}: {len(differences)} files are not as they were written")
+    arrays = verification.read_all(weights)
+    listed = f"files as in {' and '.join(read)}" if read else "no checksums beside it"
+    click.echo(f"{weights.path}: {weights.layout}, {arrays} arrays whole and finite; {listed}")
+
+
+@ckpt.command()
+@click.argument("checkpoint")
+@click.argument("out")
+def cp(checkpoint: str, out: str) -> None:
+    """Copy a checkpoint of ours, of a run its newest, with what tells where it comes from, to OUT."""
+    from t5_engine import checkpoints, manifest
+
+    source = checkpoints.find(checkpoint)
+    about = checkpoints.read_about(source)
+    with manifest.new_folder(out) as folder:
+        (folder / checkpoints.FOLDER).mkdir()
+        manifest.copy(source, folder / checkpoints.FOLDER / source.name)
+        for name in BESIDE:
+            if (file := _beside(checkpoint, name)) is not None:
+                manifest.copy(file, folder / name)
+    click.echo(f"{out}: step {about['step']}")
+
+
+def _export_hf(
+    weights: Weights,
+    checkpoint: str,
+    folder: pathlib.Path,
+    name: str,
+    settings: Mapping[str, Any],
+) -> None:
+    """Writes the files that transformers reads, and the card."""
+    from flipped_cli import model_card, quiet
+    from t5_engine import huggingface_folder
+
+    quiet.import_tensorflow()
+    run_file = _beside(checkpoint, provenance.RUN_FILE)
+    run = {} if run_file is None else _read(run_file)
+    given = settings["vocab"] or _existing(run.get("recipe", {}).get("vocab_path"))
+    vocabulary = _vocabulary(settings["vocab"], checkpoint, weights.config) or given
+    if vocabulary is None:
+        raise UserError(
+            "--vocab: expected the SentencePiece model, which does not stand beside the checkpoint"
+        )
+    results = model_card.read_results(settings["results"], weights) if settings["results"] else None
+    origin = _beside(checkpoint, ORIGIN)
+    card = model_card.write_card(
+        settings["name"] or name,
+        weights,
+        run,
+        {} if origin is None else _read(origin),
+        results,
+        _size_name(weights.config),
+    )
+    huggingface_folder.write(
+        weights,
+        folder,
+        vocabulary=pathlib.Path(vocabulary),
+        dtype=settings["dtype"] or "float32",
+    )
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _open(kind: str, source: str) -> Weights:
+    """The weights of a foreign layout that the user named."""
+    _refuse_other_kind(kind)
+    from t5_engine import exchange
+
+    return exchange.open_as(kind, source)
+
+
+def _refuse_other_kind(kind: str) -> None:
+    from flipped_errors import unknown
+
+    if kind not in ("hf", "t5x"):
+        raise unknown("layout", kind, ("hf", "t5x"))
+
+
+def _vocabulary(given: str | None, source: str, config: T5Config) -> pathlib.Path | None:
+    """The SentencePiece model that was given or stands beside the source, checked against the model."""
+    path = pathlib.Path(given) if given else _beside(source, VOCABULARY)
+    if path is None:
+        return None
+    from flipped_tasks.tokens import Vocabulary
+
+    rows = Vocabulary.from_file(path).size
+    if rows > config.vocab_size:
+        raise UserError(
+            f"vocabulary {path} needs {rows} rows of the embedding, the model has {config.vocab_size}"
+        )
+    return path
+
+
+def _existing(path: str | None) -> pathlib.Path | None:
+    return pathlib.Path(path) if path and pathlib.Path(path).is_file() else None
+
+
+def _beside(checkpoint: str, name: str) -> pathlib.Path | None:
+    """A file in the checkpoint's folder, or in that of the run it is a step of."""
+    if "://" in checkpoint:
+        return None
+    path = pathlib.Path(checkpoint).absolute()
+    folders = [path, path.parent, path.parent.parent] if path.name.isdigit() else [path]
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def _with_manifest(checkpoint: str) -> pathlib.Path | None:
+    from t5_engine import manifest
+
+    file = _beside(checkpoint, manifest.FILE)
+    return None if file is None else file.parent
+
+
+def _write_origin(folder: pathlib.Path, command: str, **facts: Any) -> None:
+    """Writes where a folder comes from: the command, its source, the versions that made it."""
+    content = {
+        "command": f"flipped ckpt {command}",
+        **facts,
+        "versions": provenance.versions(),
+        "git_commit": provenance.git_commit(),
+    }
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    (folder / ORIGIN).write_text(text + "\n", encoding="utf-8")
+
+
+def _read(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: expected a JSON object: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _count(config: T5Config) -> int:
+    from t5_engine.weights import leaves
+
+    return sum(math.prod(leaf.shape) for leaf in leaves(config).values())
+
+
+def _size_name(config: T5Config) -> str:
+    """The name of the public size that the model is of, or "none of the public sizes"."""
+    from t5_engine.config import SIZES, STRUCTURE_FIELDS
+
+    for name, known in SIZES.items():
+        if all(getattr(known, field) == getattr(config, field) for field in STRUCTURE_FIELDS):
+            return name
+    return "none of the public sizes"

@@ -1,0 +1,141 @@
+"""The options that `flipped score` and `flipped generate` share, and the questions that they ask."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flipped_cli.rows import read_rows
+from flipped_errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from flipped_eval.inference import Question
+
+METHODS = ("direct", "channel", "flipped")
+TOGETHER = 512  # lines of a file that are computed at a time
+_JINJA = "{{"
+
+
+class ListCommand(click.Command):
+    """A command of which the option `--choices` takes all words up to the next option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words: list[str] = []
+        listing = False
+        for word in args:
+            if word.startswith("--"):
+                listing = word == "--choices"
+                if not listing:
+                    words.append(word)
+            elif listing:
+                words.append(f"--choices={word}")
+            else:
+                words.append(word)
+        return super().parse_args(ctx, words)
+
+
+def shared_options(function: Callable[..., None]) -> Callable[..., None]:
+    """--checkpoint, --vocab, --method, --template, --dataset, --input, --jsonl, --module."""
+    options = (
+        click.option(
+            "--checkpoint",
+            required=True,
+            help="A run's folder, a checkpoint, or a folder of Hugging Face's.",
+        ),
+        click.option(
+            "--vocab", help="A SentencePiece model; by default the one that the run's folder names."
+        ),
+        click.option("--method", help="direct, channel or flipped; by default the run's."),
+        click.option(
+            "--template",
+            help="Jinja text with {{input}}, or with --dataset the name of one of its templates.",
+        ),
+        click.option("--dataset", help="Such as super_glue/rte: its templates, and rows as input."),
+        click.option(
+            "--input",
+            "inputs",
+            multiple=True,
+            help="A text, or with --dataset a row as JSON; may be given several times.",
+        ),
+        click.option(
+            "--jsonl", help="A file of questions, one JSON object a line, or - for stdin."
+        ),
+        click.option("--module", "modules", multiple=True, help="A module of one's own datasets."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def read_questions(
+    *,
+    template: str | None,
+    dataset: str | None,
+    inputs: Sequence[str],
+    jsonl: str | None,
+    choices: Sequence[str] = (),
+    output: str | None = None,
+) -> Iterator[tuple[str, Question, str | None]]:
+    """(name for errors, question, output) of each input of the command line, or of each line of a file.
+
+    A line's `input` (a text, or column -> value) or `row`, `choices`, `template`, `dataset` and `output` stand before
+    what the options say.
+
+    Raises:
+      UserError: neither or both of --input and --jsonl; a line that cannot be read or says too little.
+    """
+    if bool(inputs) == bool(jsonl):
+        raise UserError("expected either --input TEXT or --jsonl FILE")
+    defaults = {"template": template, "dataset": dataset, "choices": choices, "output": output}
+    if jsonl:
+        for index, line in read_rows(jsonl):
+            name = f"{jsonl}, line {index + 1}"
+            of_dataset = {"choices": ()} if "dataset" in line else {}
+            yield name, *_question({**defaults, **of_dataset, **line}, name)
+        return
+    for number, text in enumerate(inputs, 1):
+        name = "--input" if len(inputs) == 1 else f"--input {number}"
+        entry: dict[str, Any] = {"input": text} if dataset is None else {"row": _row(text, name)}
+        yield name, *_question({**defaults, **entry}, name)
+
+
+def _row(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{name}: with --dataset expected a row as JSON: {error}") from None
+
+
+def _question(entry: Mapping[str, Any], name: str) -> tuple[Question, str | None]:
+    from flipped_eval.inference import Question
+
+    field = "input" if entry["dataset"] is None else "row"
+    if field not in entry:
+        near = ", ".join(map(repr, nearest(field, entry))) or "none"
+        raise UserError(f"{name}: expected the field {field!r}, nearest: {near}")
+    for key in ("template", "dataset", "output"):
+        if not isinstance(entry[key], (str, type(None))):
+            raise UserError(f"{name}: {key}: expected a text, got {entry[key]!r}")
+    choices = entry["choices"] or ()
+    if not isinstance(choices, (list, tuple)) or not all(isinstance(one, str) for one in choices):
+        raise UserError(f"{name}: choices: expected a list of texts, got {choices!r}")
+    if not isinstance(entry[field], (str, Mapping)):
+        raise UserError(f"{name}: {field}: expected a text or an object, got {entry[field]!r}")
+    template = entry["template"]
+    if template is not None and entry["dataset"] is None and _JINJA not in template:
+        raise UserError(
+            f"{name}: template: expected text with {_JINJA}input}}}}, or a dataset of which it is a "
+            f"template, got {template!r}"
+        )
+    return Question(entry[field], tuple(choices), template, entry["dataset"]), entry["output"]
+
+
+def in_parts(items: Iterable[Any]) -> Iterator[list[Any]]:
+    """The items, so many together as are computed at a time."""
+    remaining = iter(items)
+    while part := list(itertools.islice(remaining, TOGETHER)):
+        yield part

@@ -1,0 +1,251 @@
+"""Joining the processes of a run: by JAX's own detection on SLURM and TPU pods, else by an address given to each.
+
+JAX ends a process without naming anyone when another does not come up. So the processes call the roll first, over a
+plain socket of the coordinator (process 0): who is missing after the timeout is named, to all that are there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from flipped_errors import UserError
+
+TIMEOUT = 300.0
+_SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+_ROLL_CALL_PORT = 8477  # beside JAX's own, where that is chosen by JAX
+_PAUSE = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The processes of a run, seen from one of them.
+
+    Attributes:
+      address: "host:port" of process 0, where the roll is called.
+      count: how many processes.
+      index: which one this is, from 0.
+      hosts: the names of the hosts, where they are known beforehand.
+    """
+
+    address: str
+    count: int
+    index: int
+    hosts: tuple[str, ...] = ()
+
+
+def start(
+    coordinator_address: str | None = None,
+    process_count: int | None = None,
+    process_id: int | None = None,
+    timeout: float = TIMEOUT,
+) -> None:
+    """Joins this process to the others; does nothing where the run is one process. Call it before any use of JAX.
+
+    Args:
+      coordinator_address: "host:port" of process 0; None looks for SLURM or a TPU pod.
+      process_count: of the run; with an address only.
+      process_id: this process's number, from 0; with an address only.
+      timeout: seconds until a process that has not come up is given up.
+
+    Raises:
+      UserError: some of the three are given and not all, one does not fit, or a process does not come up.
+    """
+    given = {
+        "coordinator_address": coordinator_address,
+        "process_count": process_count,
+        "process_id": process_id,
+    }
+    missing = [name for name, value in given.items() if value is None]
+    if missing and len(missing) < len(given):
+        raise UserError(
+            f"{', '.join(missing)}: expected together with "
+            f"{', '.join(name for name in given if name not in missing)}, got None"
+        )
+    if not missing:
+        assert coordinator_address is not None
+        assert process_count is not None and process_id is not None
+        group = Group(_checked(coordinator_address), process_count, process_id)
+        if not 0 <= process_id < process_count:
+            raise UserError(
+                f"process_id: expected 0 to {process_count - 1} of {process_count} processes, got "
+                f"{process_id}"
+            )
+        if process_count > 1:
+            call_roll(group, timeout)
+            _initialize(
+                timeout,
+                coordinator_address=group.address,
+                num_processes=group.count,
+                process_id=group.index,
+            )
+        return
+    found = detected(os.environ)
+    if found is not None:
+        call_roll(found, timeout)
+        _initialize(timeout)
+    elif _is_tpu_host():
+        # A pod whose variables say nothing: JAX asks the machine's metadata. It refuses where that is silent too.
+        with contextlib.suppress(ValueError):
+            _initialize(timeout)
+
+
+def detected(environment: Mapping[str, str]) -> Group | None:
+    """The group that SLURM's or a TPU pod's variables describe; None where there is none, or only one process."""
+    if all(name in environment for name in _SLURM):
+        hosts = expand_hosts(environment["SLURM_STEP_NODELIST"])
+        count, index = int(environment["SLURM_NTASKS"]), int(environment["SLURM_PROCID"])
+        port = 20_000 + int(environment["SLURM_JOB_ID"]) % 10_000
+    elif "TPU_WORKER_HOSTNAMES" in environment and "TPU_WORKER_ID" in environment:
+        hosts = environment["TPU_WORKER_HOSTNAMES"].split(",")
+        count, index, port = len(hosts), int(environment["TPU_WORKER_ID"]), _ROLL_CALL_PORT
+    else:
+        return None
+    if count < 2:
+        return None
+    return Group(f"{hosts[0]}:{port}", count, index, tuple(hosts))
+
+
+def expand_hosts(names: str) -> list[str]:
+    """SLURM's short form, such as "node[01-03,7],login", as single names."""
+    hosts = []
+    for name, numbers, tail in re.findall(r"([^,\[]+)(?:\[([^\]]*)\])?([^,\[]*)", names):
+        for part in numbers.split(",") if numbers else [""]:
+            first, _, last = part.partition("-")
+            if not last:
+                hosts.append(f"{name}{first}{tail}")
+                continue
+            width = len(first)
+            hosts += [f"{name}{n:0{width}}{tail}" for n in range(int(first), int(last) + 1)]
+    return hosts
+
+
+def call_roll(group: Group, timeout: float) -> None:
+    """Returns when all processes of the group are there.
+
+    Raises:
+      UserError: after `timeout` seconds, in every process that is there, naming those that are not.
+    """
+    answer = _ask(group, timeout) if group.index == 0 else _report(group, timeout)
+    if answer:
+        raise UserError(answer)
+
+
+def _ask(group: Group, timeout: float) -> str:
+    """Process 0's part of the roll: what went wrong, "" if nothing, after having told the others."""
+    port = int(group.address.rpartition(":")[2])
+    deadline = time.monotonic() + timeout
+    there = {0: socket.gethostname()}
+    problem = ""
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(socket.create_server(("", port)))
+        except OSError as error:
+            return f"coordinator_address {group.address}: port {port} cannot be opened: {error.strerror}"
+        connections = []
+        while len(there) < group.count and not problem:
+            server.settimeout(max(0.01, deadline - time.monotonic()))
+            try:
+                connection, _ = server.accept()
+            except TimeoutError:
+                problem = _missing(group, there, timeout)
+                break
+            stack.enter_context(connection)
+            connection.settimeout(10)
+            said = _hear(connection)
+            if said is None or not isinstance(said.get("process"), int):
+                continue  # no process of ours
+            connections.append(connection)
+            problem = _misfit(group, there, said)
+            there[said["process"]] = str(said.get("host"))
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.sendall(json.dumps({"problem": problem}).encode() + b"\n")
+        # The others close first: then the port is free at once for JAX's own service.
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.recv(1)
+    return problem
+
+
+def _report(group: Group, timeout: float) -> str:
+    """The part of every other process: what process 0 answers."""
+    host, _, port = group.address.rpartition(":")
+    deadline = time.monotonic() + timeout
+    said = {"process": group.index, "count": group.count, "host": socket.gethostname()}
+    while True:
+        try:
+            with socket.create_connection((host, int(port)), timeout=timeout) as connection:
+                connection.sendall(json.dumps(said).encode() + b"\n")
+                connection.settimeout(timeout + 10)  # it waits for others as long as we would
+                answer = _hear(connection)
+            if answer is not None:
+                return answer["problem"]
+        except OSError:
+            pass
+        if time.monotonic() > deadline:
+            return (
+                f"process 0 of {group.count}, the coordinator at {group.address}, did not come up "
+                f"within {timeout:.0f} s (this is process {group.index} on {said['host']})"
+            )
+        time.sleep(_PAUSE)
+
+
+def _hear(connection: socket.socket) -> dict[str, Any] | None:
+    """One line of JSON; None where the other side says anything else."""
+    with contextlib.suppress(OSError, ValueError), connection.makefile("rb") as lines:
+        said = json.loads(lines.readline(4096))
+        return said if isinstance(said, dict) else None
+    return None
+
+
+def _missing(group: Group, there: Mapping[int, str], timeout: float) -> str:
+    absent = [index for index in range(group.count) if index not in there]
+    short = {name.partition(".")[0] for name in there.values()}
+    silent = [host for host in group.hosts if host.partition(".")[0] not in short]
+    names = f"process{'es' if len(absent) > 1 else ''} {', '.join(map(str, absent))}"
+    where = f"; no process came up on {', '.join(silent)}" if silent else ""
+    return (
+        f"{names} of {group.count} did not come up within {timeout:.0f} s at the coordinator "
+        f"{group.address}{where}"
+    )
+
+
+def _misfit(group: Group, there: Mapping[int, str], said: Mapping[str, Any]) -> str:
+    index, host = said.get("process"), said.get("host")
+    if said.get("count") != group.count:
+        return (
+            f"process_count: expected {group.count}, as process 0 has it, got {said.get('count')} "
+            f"on {host}"
+        )
+    if isinstance(index, int) and index in there:
+        return f"process_id: {index} was given twice, on {there[index]} and on {host}"
+    return ""
+
+
+def _checked(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"coordinator_address: expected host:port, got {address!r}")
+    return address
+
+
+def _is_tpu_host() -> bool:
+    if importlib.util.find_spec("libtpu") is None:
+        return False
+    return any(pathlib.Path("/dev").glob("accel*")) or any(pathlib.Path("/dev").glob("vfio/[0-9]*"))
+
+
+def _initialize(timeout: float, **settings: Any) -> None:
+    jax.distributed.initialize(initialization_timeout=int(max(1, timeout)), **settings)

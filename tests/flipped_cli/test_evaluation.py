@@ -1,0 +1,328 @@
+"""`eval.py`, `flipped eval` and `flipped report` on a tiny model: as a user types them."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from flipped_cli import evaluation, gin_config
+from flipped_cli.main import main
+from flipped_errors import UserError
+from flipped_eval import results
+from flipped_tasks.embedded import warmup_texts
+from flipped_tasks.embedded.vocabulary import train_vocabulary
+from mixtures import modules, own
+
+RTE = "super_glue/rte:MNLI crowdsource"
+KETTLES = str(pathlib.Path(__file__).resolve().parents[2] / "examples/own_dataset/kettle_tasks.py")
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    monkeypatch.setattr(modules, "_loaded", set())
+    yield
+    for name in own.own_datasets():
+        own.forget(name)
+
+
+@pytest.fixture(scope="module")
+def vocab_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("vocabulary") / "small.model"
+    train_vocabulary(warmup_texts(0, 400), path, size=400)
+    return str(path)
+
+
+def save(folder: pathlib.Path, vocabulary: str, seed: int, **recipe: Any) -> str:
+    """A checkpoint with random weights, with the `run.json` that training would leave."""
+    import jax
+
+    from flipped_tasks.tokens import Vocabulary
+    from t5_engine import checkpoints, model
+    from t5_engine.config import T5Config
+
+    config = T5Config(
+        vocab_size=Vocabulary.from_file(vocabulary).size, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16,
+        num_encoder_layers=1, num_decoder_layers=1,
+    )  # fmt: skip
+    params = jax.jit(lambda key: model.init_params(config, key))(jax.random.key(seed))
+    saved = checkpoints.Checkpoints(folder)
+    saved.save(3, params, {"count": np.zeros(())}, config, "none")
+    saved.close()
+    if recipe:
+        (folder / "run.json").write_text(json.dumps({"recipe": recipe}))
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 3, "loss": 1.0}\n')
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, vocab_path) -> list[str]:
+    """Two runs of ours, DIRECT and FLIPPED."""
+    folder = tmp_path_factory.mktemp("runs")
+    recipe = {"vocab_path": vocab_path, "lengths": {"inputs": 96, "targets": 32}}
+    return [
+        save(folder / method, vocab_path, seed, mixture=f"{method}_train", **recipe)
+        for seed, method in enumerate(("direct", "flipped"))
+    ]
+
+
+def call(*words: str) -> Any:
+    return CliRunner().invoke(main, list(words), catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, trained) -> pathlib.Path:
+    """Both runs by both methods, in one job from the command line."""
+    folder = tmp_path_factory.mktemp("done") / "out"
+    told = call(
+        "eval", "--checkpoint", *trained, "--methods", "direct", "flipped", "--suite", RTE, "kettles",
+        "--module", KETTLES, "--max_examples", "4", "--output", str(folder),
+    )  # fmt: skip
+    assert told.exit_code == 0, told.output
+    (folder / "told.txt").write_text(told.output)
+    return folder
+
+
+def test_several_checkpoints_methods_and_datasets_in_one_job(done):
+    found = results.results_of(done)
+    labels = [
+        f"{folder} {method}" for folder in ("direct", "flipped") for method in ("direct", "flipped")
+    ]
+    assert [run["label"] for run in found["runs"]] == labels
+    rows = [row for row in found["results"] if row["task"] and not row["template"]]
+    assert {row["task"] for row in rows} == {"super_glue/rte", "kettles"}
+    assert len({run["weights"] for run in found["runs"]}) == 2
+    assert {run["lengths"]["inputs"] for run in found["runs"]} == {96}
+    assert found["not_run"] == []
+    told = (done / "told.txt").read_text()
+    assert re.search(r"left to score: 12 templates, \d+ choices, [\d,]+ tokens, about \d+ s", told)
+    assert re.search(
+        r"\[ *\d+%.*\] flipped flipped: chosen kettles: 2 templates, \d examples", told
+    )
+    assert "mean, %" in told.splitlines()[-6]
+
+
+def test_scores_are_those_of_the_scorer_one_pair_at_a_time(done, trained, vocab_path):
+    from flipped_eval import jobs, planning
+    from flipped_eval.examples import build_cases
+    from flipped_tasks.rendering import compile_template
+    from flipped_tasks.tokens import Vocabulary
+    from t5_engine import checkpoints
+    from t5_engine.scorer import Scorer
+
+    lines = [
+        json.loads(line)
+        for path in (done / "scores").iterdir()
+        for line in path.read_text().splitlines()
+    ]
+    plan = json.loads((done / "plan.json").read_text())["units"]
+    [unit] = [
+        u for u in plan if u["method"] == "flipped flipped" and u["dataset"] == "super_glue/rte"
+    ]
+    got = {
+        (x["example"], x["choice"]): x["logprob"]
+        for x in lines
+        if x.get("unit") == unit["key"] and "choice" in x
+    }
+    [task] = planning.select_tasks(planning.Request((RTE,)))
+    rows = {
+        str(n): (n, row) for n, row in planning.load_numbered("super_glue/rte", "validation", None)
+    }
+    cases = build_cases(
+        task, [rows[example] for example in dict.fromkeys(e for e, _ in got)], method="flipped",
+        template=compile_template(planning.load_template(task.dataset, task.template)),
+        vocabulary=Vocabulary.from_file(vocab_path), lengths={"inputs": 96, "targets": 32}, seed=0,
+    ).cases  # fmt: skip
+    params, config, _ = checkpoints.load(trained[1])
+    alone = Scorer(config, params, batch_size=1)
+    expected = {
+        (c.example, i): float(alone.score([pair])[0])
+        for c in cases
+        for i, pair in enumerate(c.pairs)
+    }
+    assert got.keys() == expected.keys() and len(got) == 8
+    np.testing.assert_allclose([got[key] for key in expected], list(expected.values()), atol=1e-4)
+    assert jobs.PAIRS_TOGETHER > 8
+
+
+def test_the_job_goes_on_from_gin_with_what_was_scored(done, trained):
+    before = {path.name: path.read_bytes() for path in done.iterdir() if path.is_file()}
+    bindings = {
+        "CHECKPOINT_PATH": trained, "EVAL_OUTPUT_DIR": str(done), "METHOD": ["direct", "flipped"],
+        "SUITES": [RTE, "kettles"], "TASK_MODULES": [KETTLES], "MAX_EXAMPLES": 4,
+    }  # fmt: skip
+    given = tuple((name, repr(value)) for name, value in bindings.items())
+    gin_config.load(gin_config.Arguments(("gin/runs/eval.gin",), given))
+    summary = gin_config.call(evaluation.evaluate)
+    assert summary == json.loads(before["results.json"])
+    assert {path.name: path.read_bytes() for path in done.iterdir() if path.is_file()} == before
+    assert len(list((done / "scores").iterdir())) == 1
+
+
+def test_the_report_command(done, tmp_path):
+    told = call("report", str(done), "--output", str(tmp_path), "--title", "Kettles & co.")
+    assert told.exit_code == 0, told.output
+    assert "report.html" in told.output and "mean, %" in told.output
+    page = (tmp_path / "report.html").read_text()
+    assert "Kettles &amp; co." in page and 'id="training"' in page and "Chosen datasets" in page
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert set(report["training"]) == set(report["methods"])
+    assert (tmp_path / "report.md").read_text().startswith("# Kettles")
+    nothing = call("report", str(done.parent))
+    assert nothing.exit_code == 2 and f"there are results in {done}" in nothing.output
+
+
+def test_the_plan_alone_writes_nothing(tmp_path, trained):
+    told = call(
+        "eval", "--checkpoint", trained[1], "--suite", "nlp14", "--max_examples", "2", "--plan",
+        "--output", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert told.exit_code == 0, told.output
+    assert re.search(r"all +14 tasks, 1 runs +133 +266 +\d+ +[\d,]+", told.output)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_task_that_cannot_be_run_is_named_and_the_exit_code_is_not_zero(
+    tmp_path, trained, monkeypatch
+):
+    from flipped_eval import planning
+
+    load = planning.load_numbered
+
+    def some(dataset, split, data_dir=None):
+        if dataset == "super_glue/wic":
+            raise UserError("cannot read wic")
+        return load(dataset, split, data_dir)
+
+    monkeypatch.setattr(planning, "load_numbered", some)
+    told = call(
+        "eval", "--checkpoint", trained[0], "--suite", RTE, "super_glue/wic", "--max_examples", "2",
+        "--output", str(tmp_path),
+    )  # fmt: skip
+    assert told.exit_code == 2
+    last = told.output.splitlines()[-1]
+    assert (
+        last
+        == "error: tasks that could not be run and are in no mean: chosen super_glue/wic: cannot read wic"
+    )
+    assert results.results_of(tmp_path)["results"]
+
+
+def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path, trained, vocab_path):
+    other = tmp_path / "other.model"
+    train_vocabulary(warmup_texts(0, 600), other, size=700)
+    small = tmp_path / "small.model"
+    train_vocabulary(warmup_texts(0, 300), small, size=250)
+    bare = save(tmp_path / "bare", vocab_path, 0)
+    out = ["--suite", RTE, "--output", str(tmp_path / "out")]
+    for words, message in (
+        (
+            ["--checkpoint", trained[0], "--vocab", str(other)],
+            "was trained with .*small.model, and .*other.model is",
+        ),
+        (
+            ["--checkpoint", bare, "--methods", "direct", "--vocab", str(other)],
+            "other.model has 896 ids .* has 512",
+        ),
+        (
+            ["--checkpoint", bare, "--methods", "direct", "--vocab", str(small)],
+            "small.model has 384 ids .* has 512",
+        ),
+        (
+            ["--checkpoint", bare, "--methods", "direct"],
+            "VOCAB_PATH is not given, and .*bare has no run.json",
+        ),
+        (["--checkpoint", bare, "--vocab", vocab_path], "METHOD is not given"),
+    ):
+        told = call("eval", *words, *out)
+        assert told.exit_code == 2 and re.search(f"^error: .*{message}", told.output), told.output
+        assert len(told.output.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_that_does_not_fit_its_model_is_refused(tmp_path, trained, monkeypatch):
+    from t5_engine import exchange
+
+    load = exchange.load
+
+    def wider(path):
+        params, config, step = load(path)
+        return params, config.replace(emb_dim=32), step
+
+    monkeypatch.setattr(exchange, "load", wider)
+    words = ["eval", "--checkpoint", trained[0], "--suite", RTE, "--output", str(tmp_path / "out")]
+    told = call(*words)
+    message = r"error: checkpoint .*direct does not fit its model config: .*: expected \(.*32.*\), got \(.*16.*\)\n"
+    assert told.exit_code == 2 and re.fullmatch(message, told.output), told.output
+
+    def storage(path):
+        raise ValueError(
+            "Requested shape: (1, 32) is not compatible with the stored shape: (1, 16). More."
+        )
+
+    monkeypatch.setattr(exchange, "load", storage)
+    told = call(*words)
+    assert told.exit_code == 2 and told.output.endswith("with the stored shape: (1, 16)\n"), (
+        told.output
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--suite", "nlp15"], "unknown suite or dataset 'nlp15'; nearest: 'nlp14'"),
+        (
+            ["--suite", "kettels", "--module", KETTLES],
+            "unknown suite or dataset 'kettels'; nearest: 'kettles'",
+        ),
+        (
+            ["--suite", "kettles:contant", "--module", KETTLES],
+            "unknown template of 'kettles' 'contant'; .*'content'",
+        ),
+        (["--methods", "direct", "fliped"], "unknown method 'fliped'"),
+        (["--label", "a", "b"], "label: expected 1 names, .* got 2"),
+        (["--inputs", "64"], "--inputs and --targets: expected both or neither"),
+        (["--data_dir", "nowhere"], "data_dir: expected a folder, there is none at nowhere"),
+        (["--label_sets", "nowhere.yaml"], "cannot read label sets"),
+        (["--output", "SAME"], "output_dir: expected another folder than checkpoint_path"),
+        (
+            ["--checkpoint", "nowhere"],
+            "checkpoint_path: expected a folder, there is none at nowhere",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, trained, words, message):
+    words = [trained[0] if word == "SAME" else word for word in words]
+    given = {"--checkpoint": [trained[0]], "--output": [str(tmp_path / "out")]}
+    spread = [part for name, value in given.items() if name not in words for part in (name, *value)]
+    told = call("eval", *spread, *words)
+    assert told.exit_code == 2 and re.search(f"^error: .*{message}", told.output), told.output
+    assert len(told.output.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+def test_options_take_several_words():
+    """Also given one by one, and a word that looks like a number."""
+    import click
+
+    from flipped_cli.words import SeveralWords
+
+    @click.command(cls=SeveralWords)
+    @click.option("--a", multiple=True)
+    @click.option("--b")
+    @click.argument("rest", nargs=-1)
+    def command(**given):
+        click.echo(json.dumps(given))
+
+    def of(*words):
+        return json.loads(CliRunner().invoke(command, list(words)).output)
+
+    assert of("--a", "x", "y", "--b", "z") == {"a": ["x", "y"], "b": "z", "rest": []}
+    assert of("--a", "x", "--a", "y") == {"a": ["x", "y"], "b": None, "rest": []}
+    assert of("r", "--b", "z", "s", "--a", "1") == {"a": ["1"], "b": "z", "rest": ["r", "s"]}
+    assert of("--a=x", "r") == {"a": ["x"], "b": None, "rest": ["r"]}
