@@ -1,5 +1,5 @@
 # make demo    the three-method demo on made-up data; report in runs/demo/report.html
-# make test    all tests            make lint   ruff, its formatter and mypy
+# make test    the tests            make lint   ruff, its formatter and mypy
 # make study   the demo over 3 seeds (slow)     make clean   forget .venv and caches
 #
 # Each target makes what it needs in .venv; a stamp named after the hash of setup.py,
@@ -52,7 +52,7 @@ study: $(DEMO_READY)
 	$(PY) -m flipped_cli.main study
 
 test: $(TEST_READY)
-	$(PY) -m pytest -q -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(PY) -m pytest -q -n 2 --dist loadfile -m "not slow" $(PYTEST_ARGS)
 
 lint: $(TEST_READY)
 	$(PY) -m ruff check .

@@ -204,7 +204,7 @@ def _export_hf(
     settings: Mapping[str, Any],
 ) -> None:
     """Writes the files that transformers reads, and the card."""
-    from flipped_cli import model_card, quiet
+    from flipped_cli import model_card, quiet, tokenizer_files
     from t5_engine import huggingface_folder
 
     quiet.import_tensorflow()
@@ -226,12 +226,8 @@ def _export_hf(
         results,
         _size_name(weights.config),
     )
-    huggingface_folder.write(
-        weights,
-        folder,
-        vocabulary=pathlib.Path(vocabulary),
-        dtype=settings["dtype"] or "float32",
-    )
+    tokenizer_files.write(folder, pathlib.Path(vocabulary))
+    huggingface_folder.write(weights, folder, dtype=settings["dtype"] or "float32")
     (folder / CARD).write_text(card, encoding="utf-8")
 
 

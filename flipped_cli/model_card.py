@@ -152,14 +152,16 @@ def _evaluation(results: Mapping[str, Any] | None) -> dict[str, Any]:
             }
             for row in sorted(ordinary, key=lambda row: whole.index(row["suite"]))
         ],
-        "missing": sorted(
-            {
-                f"{one['suite']} {one['task']}"
-                for one in results.get("not_run", ())
-                if one["whole_task"]
-            }
-        ),
+        "missing": [
+            *(f"{name} (left out by request)" for name in results["run"]["exclude_datasets"]),
+            *(f"{task} (no usable example)" for task in _not_run(results)),
+        ],
     }
+
+
+def _not_run(results: Mapping[str, Any]) -> list[str]:
+    """The tasks of which no template had an example that can be used."""
+    return sorted({one["task"] for one in results.get("not_run", ()) if one["whole_task"]})
 
 
 def _evaluated(

@@ -1,4 +1,4 @@
-"""Folders as `transformers` reads and writes them: configuration, safetensors, tokenizer.
+"""Folders as `transformers` reads and writes them: configuration and safetensors.
 
 Only safetensors are read: `pytorch_model.bin` is a pickle, which can run whatever its author put into it.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,10 +29,8 @@ from t5_engine.weights import (
 CONFIG = "config.json"
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-VOCABULARY = "spiece.model"
 SHARD_BYTES = 4 * 2**30
 DTYPES = {"float32": ("F32", np.float32), "bfloat16": ("BF16", ml_dtypes.bfloat16)}
-NUM_SENTINELS = 100
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -111,18 +108,16 @@ def write(
     weights: Weights,
     folder: pathlib.Path,
     *,
-    vocabulary: pathlib.Path | None,
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes what `T5ForConditionalGeneration.from_pretrained` and `AutoTokenizer` read.
+    """Writes what `T5ForConditionalGeneration.from_pretrained` reads; of the tokenizer this package knows nothing.
 
     One leaf is in memory at a time.
 
     Args:
       weights: what to write.
       folder: exists and is empty.
-      vocabulary: the SentencePiece model; None leaves the tokenizer out.
       dtype: of the tensors, "float32" or "bfloat16".
       shard_bytes: a file of tensors is no longer, unless one tensor alone is.
 
@@ -142,22 +137,7 @@ def write(
     _write_json(folder / CONFIG, description)
     tokens = ("decoder_start_token_id", "pad_token_id", "eos_token_id")
     _write_json(folder / "generation_config.json", {name: fields[name] for name in tokens})
-    if vocabulary is not None:
-        _write_tokenizer(folder, vocabulary)
     _write_tensors(weights, folder, dtype, shard_bytes)
-
-
-def _write_tokenizer(folder: pathlib.Path, vocabulary: pathlib.Path) -> None:
-    special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    shutil.copyfile(vocabulary, folder / VOCABULARY)
-    _write_json(
-        folder / "tokenizer_config.json",
-        {"tokenizer_class": "T5Tokenizer", "extra_ids": NUM_SENTINELS, **special},
-    )
-    sentinels = [f"<extra_id_{k}>" for k in range(NUM_SENTINELS)]
-    _write_json(
-        folder / "special_tokens_map.json", {**special, "additional_special_tokens": sentinels}
-    )
 
 
 def _write_tensors(weights: Weights, folder: pathlib.Path, dtype: str, shard_bytes: int) -> None:

@@ -36,7 +36,7 @@ def stored(
     for folder in found.values():
         folder.mkdir()
     exchange.save(found["flipped"], params, config, step=3)
-    huggingface_folder.write(InMemory(config, params), found["hf"], vocabulary=None)
+    huggingface_folder.write(InMemory(config, params), found["hf"])
     t5x_format.write(InMemory(config, params, 3), found["t5x"])
     return found
 

@@ -25,7 +25,7 @@ def folder(tmp_path: pathlib.Path, config: T5Config, params: Any) -> pathlib.Pat
     """What we write for the small model of these tests."""
     out = tmp_path / "written"
     out.mkdir()
-    huggingface_folder.write(InMemory(config, params), out, vocabulary=None)
+    huggingface_folder.write(InMemory(config, params), out)
     return out
 
 
@@ -59,7 +59,7 @@ def test_import_then_export_gives_the_same_tensors(
     theirs = their_folder(tmp_path / "theirs", config, tensors)
     out = tmp_path / "out"
     out.mkdir()
-    huggingface_folder.write(HuggingFaceWeights(theirs), out, vocabulary=None)
+    huggingface_folder.write(HuggingFaceWeights(theirs), out)
     again = load_file(out / "model.safetensors")
     assert set(tensors) - set(again) == set(huggingface.COPIES)
     assert_same(again, {name: tensors[name] for name in again})
@@ -69,7 +69,7 @@ def test_files_of_tensors_are_bounded_and_indexed(
     tmp_path: pathlib.Path, config: T5Config, params: Any
 ):
     limit = 4000
-    huggingface_folder.write(InMemory(config, params), tmp_path, vocabulary=None, shard_bytes=limit)
+    huggingface_folder.write(InMemory(config, params), tmp_path, shard_bytes=limit)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) > 3
@@ -99,7 +99,7 @@ def test_bfloat16_is_written_rounded_and_read_exactly(
     for out, weights in ((first, InMemory(config, params)), (second, None)):
         out.mkdir()
         weights = weights or HuggingFaceWeights(first)
-        huggingface_folder.write(weights, out, vocabulary=None, dtype="bfloat16")
+        huggingface_folder.write(weights, out, dtype="bfloat16")
     stored = load_file(first / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {np.dtype(ml_dtypes.bfloat16)}
     kernel = np.asarray(params["decoder"]["logits_dense"]["kernel"])
@@ -107,9 +107,7 @@ def test_bfloat16_is_written_rounded_and_read_exactly(
     files = [(out / "model.safetensors").read_bytes() for out in (first, second)]
     assert files[0] == files[1]
     with pytest.raises(UserError, match="unknown dtype 'float16'"):
-        huggingface_folder.write(
-            InMemory(config, params), tmp_path, vocabulary=None, dtype="float16"
-        )
+        huggingface_folder.write(InMemory(config, params), tmp_path, dtype="float16")
 
 
 def test_a_pickle_is_refused_with_the_reason(folder: pathlib.Path):
