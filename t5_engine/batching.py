@@ -53,13 +53,14 @@ class Shape:
         """For what a group takes: tokens of its input, one input and bundle, tokens of its targets."""
         return np.array([self.input_tokens, min(self.inputs, self.bundles), self.target_tokens])
 
-    def cost(self, config: T5Config, padded: bool) -> float:
+    def cost(self, config: T5Config, attention_weight: float) -> float:
         """The arithmetic of a batch, full or not.
 
         Args:
           config: the model's.
-          padded: whether attention pads each sequence to the shape's lengths; otherwise it hardly depends on the
-            shape and is not counted.
+          attention_weight: how many times as long an operation of attention takes as one of the products with
+            weights, where attention pads each sequence to the shape's lengths; 0 where it does not, and so hardly
+            depends on the shape.
         """
         projection, mlp = config.emb_dim * config.joined_kv, 3 * config.emb_dim * config.mlp_dim
         # Per input token: the encoder's layers, and cross-attention's keys and values in the decoder's.
@@ -74,7 +75,7 @@ class Shape:
             * self.bundle_length
             * (self.bundle_length + self.input_length)
         )
-        attention = 2 * config.joined_kv * attended if padded else 0
+        attention = attention_weight * 2 * config.joined_kv * attended
         return 2.0 * (self.input_tokens * encoder + self.target_tokens * decoder + attention)
 
 

@@ -253,7 +253,8 @@ class T5(nn.Module):
 def init_boxed(config: T5Config, key: jax.Array) -> Params:
     """Fresh parameters, each in a box that carries its logical axes."""
     tokens = jnp.ones((1, 1), jnp.int32)
-    plain = config.replace(attention="plain")  # the parameters are the same, and lengths of 1 suit it
+    # The parameters are the same, and the plain form takes any lengths and any device.
+    plain = config.replace(attention="plain")
     return T5(plain).init(key, tokens, tokens)["params"]
 
 
