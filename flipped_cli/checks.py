@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 METHODS = ("direct", "channel", "flipped")
 FEATURES = ("inputs", "targets")
 WORLD_TEXT = "world_text"  # the warm-up of the demo, which is of no method
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def check_lengths(lengths: Mapping[str, int]) -> None:
@@ -25,6 +27,15 @@ def check_lengths(lengths: Mapping[str, int]) -> None:
             raise UserError(
                 f"lengths[{name!r}]: expected a whole number of at least 2, got {value!r}"
             )
+
+
+def check_model_dir(model_dir: str) -> None:
+    """Refuses a bucket, written with one slash too, as what has passed through `pathlib` is."""
+    if _ADDRESS.match(model_dir):
+        raise UserError(
+            f"model_dir: expected a folder that all hosts see, got {model_dir}; mount the bucket as a folder "
+            f"on every host, with Cloud Storage FUSE for instance"
+        )
 
 
 def check_data_dir(data_dir: str | None) -> None:

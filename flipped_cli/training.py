@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any
 import gin
 
 from flipped_cli import provenance, quiet
-from flipped_cli.checks import WORLD_TEXT, check_data_dir, check_lengths, method_of
+from flipped_cli.checks import (
+    WORLD_TEXT,
+    check_data_dir,
+    check_lengths,
+    check_model_dir,
+    method_of,
+)
 from flipped_errors import UserError
 
 if TYPE_CHECKING:
@@ -139,10 +145,7 @@ def train(
 def _check(recipe: Mapping[str, Any], model_dir: str) -> None:
     """Refuses what can be refused before anything slow is imported."""
     check_lengths(recipe["lengths"])
-    if "://" in model_dir:
-        raise UserError(
-            f"model_dir: expected a folder that all hosts see, got {model_dir}; mount the bucket"
-        )
+    check_model_dir(model_dir)
     check_data_dir(recipe["data_dir"])
     if recipe["mixture"] != WORLD_TEXT:
         method_of(recipe["mixture"])

@@ -24,7 +24,7 @@ import optax
 from jax.experimental import multihost_utils
 
 from flipped_errors import UserError
-from t5_engine import axes, checkpoints, optimizer, partitioning, speed
+from t5_engine import axes, checkpoints, exchange, optimizer, partitioning, speed
 from t5_engine.axes import Layout
 from t5_engine.config import T5Config
 from t5_engine.reporting import Reporter
@@ -59,7 +59,8 @@ class TrainConfig:
       optimizer: "adafactor" (T5X's recipe) or "adam" (small models from scratch).
       warmup_steps: steps of linear warm-up.
       decay: "constant", "linear" or "cosine", down to 0 at `steps`.
-      initial_checkpoint_path: a checkpoint, or a run's folder, whose parameters to begin from.
+      initial_checkpoint_path: whose parameters to begin from: a run's folder or one of its checkpoints, a Hugging Face
+        folder, or a T5X checkpoint, in a folder or a bucket (`exchange.load_for`).
       checkpoint_period: steps between checkpoints; one is always written at the end.
       keep_checkpoints: how many of the newest stay; None keeps all.
       keep_every: checkpoints of each so many steps stay whatever their age.
@@ -409,9 +410,7 @@ def _initial_state(
         key = progress.get("dropout_key", dropout_key_data(config.seed))
         return complete(params, opt_state, newest, key), progress
     if config.initial_checkpoint_path:
-        params = checkpoints.load_for(
-            config.initial_checkpoint_path, model_config, shardings.params
-        )
+        params = exchange.load_for(config.initial_checkpoint_path, model_config, shardings.params)
         opt_state = jax.jit(transform.init, out_shardings=shardings.opt_state)(params)
         return complete(params, opt_state, 0, dropout_key_data(config.seed)), {}
     return jax.jit(fresh, out_shardings=shardings)(), {}

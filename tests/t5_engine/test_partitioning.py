@@ -23,14 +23,18 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-5
 ONE = (1, 1, False, 1)
 
-# (devices, model parallelism, FSDP, microbatches)
+# (devices, model parallelism, FSDP, microbatches): pure data, pure model, mixed and FSDP
 ALL = [
     (2, 1, False, 1),
     (2, 2, False, 1),
-    (4, 1, True, 1),
-    (4, 2, False, 3),
+    (2, 1, True, 1),
+    (4, 1, False, 1),
     (4, 4, False, 1),
+    (4, 2, False, 3),
+    (4, 1, True, 1),
     (8, 1, False, 1),
+    (8, 8, False, 1),
+    (8, 2, False, 1),
     (8, 1, True, 2),
     (8, 4, True, 1),
 ]

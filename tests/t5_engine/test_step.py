@@ -141,8 +141,9 @@ def test_flops_are_the_matrix_products_of_the_compiled_model(small, small_params
 
 
 def test_flops_of_the_recipe():
-    """The numbers that the recipe is planned with: 1.313e15 and 5.131e15 for a batch of 240 at 512/128."""
-    for name, expected in (("xl", 1.313e15), ("xxl", 5.131e15)):
+    """The numbers that the recipe is planned with: of one example at 512/128, and of a step with 240 of them."""
+    for name, forward, expected in (("xl", 1.824e12, 1.313e15), ("xxl", 7.127e12, 5.131e15)):
+        assert forward_flops(size(name), 512, 128) == pytest.approx(forward, rel=3e-4)
         step = 240 * step_flops(size(name), 512, 128, with_wrong=False)
         assert step == pytest.approx(expected, rel=1e-3)
         assert 240 * step_flops(size(name), 512, 128, with_wrong=True) == 2 * step

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from flipped_errors import UserError
-from t5_engine import checkpoints, trainer
+from t5_engine import checkpoints, huggingface_folder, t5x_format, trainer
 from t5_engine.reporting import TIMES, Reporter
 from t5_engine.trainer import TrainConfig
+from tests.t5_engine.stored import InMemory
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,21 @@ def test_training_lowers_the_loss(run, config, make_batch):
     )
     losses = [row["loss"] for row in rows_of(run)]
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("layout", ["hf", "t5x"])
+def test_training_begins_from_any_layout(run, config, params, batches, tmp_path, layout):
+    """The public checkpoints, from which the recipe starts, are T5X's."""
+    folder = tmp_path / layout
+    folder.mkdir()
+    write = {"hf": huggingface_folder.write, "t5x": t5x_format.write}[layout]
+    write(InMemory(config, params, 7), folder)
+    begun = dataclasses.replace(
+        run, initial_checkpoint_path=str(folder), optimizer="adam", learning_rate=1e-12, steps=1
+    )
+    state = trainer.train(begun, config, batches)
+    assert int(state.step) == 1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.params, params)
 
 
 def test_initial_checkpoint_gives_parameters_only(run, config, batches, tmp_path):
