@@ -22,7 +22,7 @@ MAY_CHANGE = frozenset(
     {"steps", "checkpoint_period", "log_period", "model_parallelism", "data_dir"}
 )
 # Fields of the model that say how it is computed, not what: they may change too.
-EXECUTION_FIELDS = frozenset({"remat", "unroll_layers"})
+EXECUTION_FIELDS = frozenset({"remat", "attention", "unroll_layers"})
 
 
 def versions() -> dict[str, str]:

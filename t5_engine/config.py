@@ -14,6 +14,7 @@ from flipped_errors import UserError, unknown
 
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "minimal", "full")
+ATTENTIONS = ("plain", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class T5Config:
       layer_norm_epsilon: added to the mean square in the RMS norm.
       remat: what the backward pass computes anew to save memory: "none"; "minimal" keeps the matrix products
         of weights; "full" keeps only each layer's input.
+      attention: "plain" runs everywhere; "cudnn" is cuDNN's fused kernel, for NVIDIA GPUs and bfloat16.
       unroll_layers: True writes the layers out one after the other in the compiled program instead of looping
         over them; the parameters are the same. Faster to run for a few small layers, slower to compile for many.
       matching_init: a start for tiny models that are trained from scratch, not part of T5. Query and key kernels
@@ -58,6 +60,7 @@ class T5Config:
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
     remat: str = "none"
+    attention: str = "plain"
     unroll_layers: bool = False
     matching_init: bool = False
 
@@ -75,6 +78,10 @@ class T5Config:
             raise unknown("dtype", self.dtype, DTYPES)
         if self.remat not in REMAT_POLICIES:
             raise unknown("remat", self.remat, REMAT_POLICIES)
+        if self.attention not in ATTENTIONS:
+            raise unknown("attention", self.attention, ATTENTIONS)
+        if self.attention == "cudnn" and self.dtype != "bfloat16":
+            raise UserError(f"attention 'cudnn': expected dtype 'bfloat16', got {self.dtype!r}")
         if not 0.0 <= self.dropout_rate < 1.0:
             raise UserError(f"dropout_rate: expected 0 <= rate < 1, got {self.dropout_rate!r}")
 

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from flipped_errors import UserError
+from t5_engine.attention import padding_bias
 from t5_engine.batching import round_up
 from t5_engine.config import T5Config
 from t5_engine.layers import GatedMlp, RMSNorm, relative_position_bucket
-from t5_engine.model import PAD, STACKED, T5, Params, padding_bias
+from t5_engine.model import PAD, STACKED, T5, Params
 from t5_engine.ragged import MASKED
 
 EOS = 1
@@ -77,7 +78,7 @@ def generate(
     for number, ids in enumerate(inputs):
         if not len(ids):
             raise UserError(f"input {number}: expected at least one token, got none")
-    config = config.replace(dropout_rate=0.0, remat="none")
+    config = config.replace(dropout_rate=0.0, remat="none", attention="plain")
     results: dict[int, Generated] = {}
     order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
     for start in range(0, len(order), batch_size):

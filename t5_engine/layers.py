@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t5_engine.attention import KERNELS, Bias, causal_bias
 from t5_engine.axes import constrain, gathered
 from t5_engine.config import T5Config
 from t5_engine.ragged import Ragged
@@ -170,16 +171,21 @@ class Attention(nn.Module):
 
     T5 does not divide the logits by sqrt(H); the query kernel's initialiser is divided by it instead, which is
     the same at the start of training and saves the division.
+
+    Attributes:
+      config: the model's.
+      causal: whether a query sees only the keys up to its own place.
     """
 
     config: T5Config
+    causal: bool = False
 
     @nn.compact
     def __call__(
         self,
         x: jax.Array,
         memory: jax.Array,
-        bias: jax.Array,
+        bias: Bias,
         deterministic: bool,
         ragged: Ragged | None = None,
     ) -> jax.Array:
@@ -189,7 +195,7 @@ class Attention(nn.Module):
           x: queries [B, T, D].
           memory: keys and values [B', S, D]. B is a multiple of B': the B / B' consecutive rows of x that share
             a row of memory (the choices of one prompt) also share its keys and values.
-          bias: added to the logits, float32, broadcastable to [B', N, T * B / B', S]; with `ragged` as there.
+          bias: of [B', T * B / B'] queries and [B', S] keys; with `ragged`, of those of one sequence.
           deterministic: True switches dropout off.
           ragged: the sequences, where x and memory are rows of several: x [B, M, D], memory [B, M', D]. Without
             dropout.
@@ -208,18 +214,22 @@ class Attention(nn.Module):
         key = project("key", memory, key_init)  # [B', S, N, H]
         value = project("value", memory, ATTENTION_INIT)
         if ragged is None:
-            logits = jnp.einsum("BTNH,BSNH->BNTS", query, key, preferred_element_type=jnp.float32)
-            weights = jax.nn.softmax(logits + bias, axis=-1).astype(config.dtype)
-            # The same keys are dropped for all queries of a head, as in T5X.
-            weights = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))(weights, deterministic)
-            mixed = jnp.einsum("BNTS,BSNH->BTNH", weights, value)
+            # The same keys are dropped for all queries of a head, as in T5X: to drop their values is the same.
+            value = nn.Dropout(config.dropout_rate, broadcast_dims=(-1,))(value, deterministic)
+            mixed = KERNELS[config.attention](query, key, value, bias, self.causal)
         else:
-            mixed = ragged.attend(query, key, value, bias)
+            mixed = ragged.attend(query, key, value, self._of_one_sequence(bias))
         mixed = mixed.reshape(x.shape[0], -1, config.joined_kv)
         out = Dense(
             config.emb_dim, ("joined_kv", "embed"), ATTENTION_INIT, config.dtype, name="out"
         )
         return out(mixed)
+
+    def _of_one_sequence(self, bias: Bias) -> jax.Array:
+        """[1, N, T, S], or [1, 1, 1, 1] where there is none; `ragged` knows which keys are words."""
+        if bias.position is None:
+            return jnp.zeros((1, 1, 1, 1))
+        return bias.position + causal_bias(bias.position.shape[2]) if self.causal else bias.position
 
     def _query_and_key_init(self) -> tuple[Initializer, Initializer]:
         scale = self.config.head_dim**-0.5

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t5_engine.attention import Bias
 from t5_engine.config import T5Config
 from t5_engine.layers import (
     DENSE_INIT,
@@ -24,7 +25,7 @@ from t5_engine.layers import (
     RelativePositionBias,
     RMSNorm,
 )
-from t5_engine.ragged import MASKED, Ragged
+from t5_engine.ragged import Ragged
 
 STACKS = ("encoder", "decoder")
 STACKED = "layers"
@@ -45,9 +46,7 @@ class EncoderLayer(nn.Module):
     deterministic: bool
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, bias: jax.Array, ragged: Ragged | None
-    ) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, bias: Bias, ragged: Ragged | None) -> tuple[jax.Array, None]:
         config, off = self.config, self.deterministic
         with jax.named_scope("attention"):
             y = RMSNorm(config, name="pre_attention_layer_norm")(x)
@@ -71,14 +70,15 @@ class DecoderLayer(nn.Module):
         self,
         x: jax.Array,
         encoded: jax.Array,
-        self_bias: jax.Array,
-        cross_bias: jax.Array,
+        self_bias: Bias,
+        cross_bias: Bias,
         ragged: tuple[Ragged | None, Ragged | None],
     ) -> tuple[jax.Array, None]:
         config, off = self.config, self.deterministic
         with jax.named_scope("self_attention"):
             y = RMSNorm(config, name="pre_self_attention_layer_norm")(x)
-            y = Attention(config, name="self_attention")(y, y, self_bias, off, ragged[0])
+            attention = Attention(config, causal=True, name="self_attention")
+            y = attention(y, y, self_bias, off, ragged[0])
             x = x + _dropout(config, y, off)
         with jax.named_scope("cross_attention"):
             y = RMSNorm(config, name="pre_cross_attention_layer_norm")(x)
@@ -128,9 +128,9 @@ class Encoder(nn.Module):
         config = self.config
         relpos = RelativePositionBias(config, bidirectional=True, name="relpos_bias")
         if ragged is None:
-            bias = relpos(x.shape[1], x.shape[1]) + padding_bias(words)
+            bias = Bias(relpos(x.shape[1], x.shape[1]), words)
         else:
-            bias = relpos(ragged.keys.shape[2], ragged.keys.shape[2])
+            bias = Bias(relpos(ragged.keys.shape[2], ragged.keys.shape[2]))
         x = _dropout(config, x, deterministic)
         layers = _layers(EncoderLayer, config, config.num_encoder_layers, inputs=2)
         x, _ = layers(config, deterministic, name=STACKED)(x, bias, ragged)
@@ -156,13 +156,10 @@ class Decoder(nn.Module):
         config = self.config
         relpos = RelativePositionBias(config, bidirectional=False, name="relpos_bias")
         length = x.shape[1] if ragged is None else ragged[0].queries.shape[2]
-        causal = np.where(np.tril(np.ones((length, length), bool)), 0.0, MASKED)  # [T, T]
-        self_bias = relpos(length, length) + causal.astype(np.float32)
-        cross_bias = jnp.zeros((1, 1, 1, 1)) if words is None else padding_bias(words)
         x = _dropout(config, x, deterministic)
         layers = _layers(DecoderLayer, config, config.num_decoder_layers, inputs=4)
         x, _ = layers(config, deterministic, name=STACKED)(
-            x, encoded, self_bias, cross_bias, ragged or (None, None)
+            x, encoded, Bias(relpos(length, length)), Bias(words=words), ragged or (None, None)
         )
         x = RMSNorm(config, name="decoder_norm")(x)
         x = _dropout(config, x, deterministic)
@@ -251,11 +248,6 @@ class T5(nn.Module):
         encoded = self.encode(encoder_input_tokens, deterministic=deterministic)
         words = encoder_input_tokens != PAD
         return self.decode(encoded, words, decoder_input_tokens, deterministic=deterministic)
-
-
-def padding_bias(words: jax.Array) -> jax.Array:
-    """[B, S], True where there is a word -> what hides the padding from attention, [B, 1, 1, S] float32."""
-    return jnp.where(words, 0.0, MASKED).astype(jnp.float32)[:, None, None, :]
 
 
 def init_boxed(config: T5Config, key: jax.Array) -> Params:

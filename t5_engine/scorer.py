@@ -208,7 +208,7 @@ class Scorer:
         for name, buckets in (("inputs", input_buckets), ("targets", target_buckets)):
             if not buckets or buckets[0] < 1 or list(buckets) != sorted(set(buckets)):
                 raise UserError(f"buckets of {name}: expected rising numbers from 1, got {buckets}")
-        self._config = model_config.replace(dropout_rate=0.0, remat="none")
+        self._config = model_config.replace(dropout_rate=0.0, remat="none", attention="plain")
         self._mesh = mesh or partitioning.make_mesh(devices=jax.devices()[:1])
         self._params = jax.device_put(
             params, partitioning.param_shardings(model_config, self._mesh)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from flipped_errors import UserError
 from t5_engine.config import SIZES, T5Config, size
-from t5_engine.model import abstract_params
+from t5_engine.model import T5, abstract_params, init_params
 
 # Parameters in millions of the public T5 v1.1 models (untied logits), from their published configurations.
 PARAMETERS = {"small": 77, "base": 248, "large": 783, "xl": 2850, "xxl": 11135}
@@ -47,3 +48,15 @@ def test_unknown_size_and_unknown_field_name_the_nearest():
 
 def test_config_survives_its_dictionary(config):
     assert T5Config.from_dict(config.to_dict()) == config
+
+
+def test_cudnn_attention_is_refused_where_it_cannot_run():
+    with pytest.raises(
+        UserError, match="attention 'cudnn': expected dtype 'bfloat16', got 'float32'"
+    ):
+        size("tiny", attention="cudnn")
+    config = size("tiny", attention="cudnn", dtype="bfloat16")
+    params = init_params(config.replace(attention="plain"), jax.random.key(0))
+    words = jnp.ones((1, 4), jnp.int32)
+    with pytest.raises(UserError, match="runs on NVIDIA GPUs, and the device here is 'cpu'"):
+        T5(config).apply({"params": params}, words, words)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5_engine.layers import relative_position_bucket
+from t5_engine.attention import Bias
+from t5_engine.config import size
+from t5_engine.layers import Attention, relative_position_bucket
 from t5_engine.model import T5, init_params, stack, unstack
 from tests.t5_engine.reference import NumpyT5, bucket
 
@@ -195,3 +198,22 @@ def test_matching_init_draws_query_and_key_alike_and_favours_neighbours(config):
     table = params["encoder"]["relpos_bias"]["rel_embedding"]
     assert table[0].argmax() == 1 and table[1].argmax() == 17  # one to the left, one to the right
     assert params["decoder"]["relpos_bias"]["rel_embedding"][0].argmax() == 1
+
+
+def test_attention_drops_the_same_keys_for_all_queries_of_a_head():
+    """Without a bias equal words attend alike, whatever is dropped; the mean over draws is what no dropout gives."""
+    config = size("tiny", dropout_rate=0.5)
+    memory = jax.random.normal(jax.random.key(0), (1, 6, config.emb_dim))
+    x = jnp.repeat(memory[:, :1], 3, axis=1)  # three equal queries
+    attention = Attention(config)
+    params = nn.unbox(attention.init(jax.random.key(1), x, memory, Bias(), True))
+
+    def dropped(seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return attention.apply(params, x, memory, Bias(), False, rngs=rngs)[0]
+
+    draws = jax.jit(jax.vmap(dropped))(jnp.arange(4000))
+    np.testing.assert_allclose(draws, np.repeat(draws[:, :1], 3, axis=1), atol=1e-5)
+    assert np.std(draws[:, 0], axis=0).mean() > 0.1
+    whole = attention.apply(params, x, memory, Bias(), True)[0]
+    np.testing.assert_allclose(draws.mean(0), whole, atol=5 * draws.std() / 4000**0.5)
