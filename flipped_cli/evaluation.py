@@ -42,6 +42,9 @@ def evaluate(
     seed: int = 0,
     task_modules: Sequence[str] = (),
     plan_only: bool = False,
+    coordinator_address: str | None = None,
+    process_count: int | None = None,
+    process_id: int | None = None,
 ) -> dict[str, Any]:
     """Scores suites with the newest checkpoint of each folder by each method; what is None is as in its training.
 
@@ -66,15 +69,21 @@ def evaluate(
       seed: of the sample of examples and the templates' random draws.
       task_modules: modules or files that register datasets of one's own; see `mixtures.modules`.
       plan_only: print the plan and score nothing.
+      coordinator_address, process_count, process_id: of a job of several processes, as in training; None looks for
+        SLURM or a TPU pod. All of them see `output_dir`; the first writes.
 
     Returns:
-      What was written to `results.json`; {} with `plan_only`.
+      What was written to `results.json`; {} with `plan_only`, and in all processes but the first.
 
     Raises:
       UserError: an argument that does not fit the checkpoints or the data.
     """
     trained = _trained(checkpoint_path, output_dir, method, vocab_path)
     check_data_dir(data_dir)
+    from t5_engine import launch
+
+    launch.start(coordinator_address, process_count, process_id)
+    launch.wait_for_all("evaluation: start")
     _load_modules(task_modules)
     from flipped_eval import jobs, planning
 
@@ -112,7 +121,7 @@ class _Given:
 
 def conclude(summary: Mapping[str, Any]) -> None:
     """Prints the means, then raises `UserError` with the tasks that could not be run, if any; all is written then."""
-    if not summary:  # only planned
+    if not summary:  # only planned, or not the process that writes
         return
     from flipped_eval.report.content import collect
     from flipped_eval.results import missing_tasks
@@ -234,6 +243,8 @@ def _show_plan(plan_only: bool, told: Told) -> bool:
 
     Returns whether it is to be scored now.
     """
+    if not told.primary:
+        return not plan_only
     from rich.table import Table
 
     from flipped_cli import tables
@@ -254,14 +265,26 @@ def _show_plan(plan_only: bool, told: Told) -> bool:
     runs = len({group.model.label for group in told.plan.groups})
     table.add_row("all", f"{len(by_task)} tasks, {runs} runs", *_numbers(total), end_section=True)
     tables.show(table)
-    for one in told.plan.failed:
-        _announce(
-            f"not run: {one['method']}: {one['suite']} {one['task']} | {one['template']}: {one['why']}"
-        )
+    for line in _not_run(told.plan.failed):
+        _announce(f"not run: {line}")
     left = _numbers(told.waiting)
     time = "" if told.seconds is None else f", about {_duration(told.seconds)}"
     _announce(f"left to score: {left[0]} templates, {left[2]} choices, {left[3]} tokens{time}")
     return not plan_only
+
+
+def _not_run(failed: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each task and reason, with the templates where they are few."""
+    together: dict[tuple[str, str, str], dict[str, dict[str, None]]] = {}
+    for one in failed:
+        names = together.setdefault((one["suite"], one["task"], one["why"]), {})
+        names.setdefault(one["method"], {})[one["template"]] = None
+    lines = []
+    for (suite, task, why), methods in together.items():
+        templates = list(dict.fromkeys(name for found in methods.values() for name in found))
+        which = repr(templates[0]) if len(templates) == 1 else f"{len(templates)} templates"
+        lines.append(f"{suite} {task}, {which} ({', '.join(methods)}): {why}")
+    return lines
 
 
 def _numbers(size: Size) -> list[str]:
