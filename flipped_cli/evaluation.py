@@ -42,9 +42,6 @@ def evaluate(
     seed: int = 0,
     task_modules: Sequence[str] = (),
     plan_only: bool = False,
-    coordinator_address: str | None = None,
-    process_count: int | None = None,
-    process_id: int | None = None,
 ) -> dict[str, Any]:
     """Scores suites with the newest checkpoint of each folder by each method; what is None is as in its training.
 
@@ -69,21 +66,15 @@ def evaluate(
       seed: of the sample of examples and the templates' random draws.
       task_modules: modules or files that register datasets of one's own; see `mixtures.modules`.
       plan_only: print the plan and score nothing.
-      coordinator_address, process_count, process_id: of a job of several processes, as in training; None looks for
-        SLURM or a TPU pod. All of them see `output_dir`; the first writes.
 
     Returns:
-      What was written to `results.json`; {} with `plan_only`, and in all processes but the first.
+      What was written to `results.json`; {} with `plan_only`.
 
     Raises:
       UserError: an argument that does not fit the checkpoints or the data.
     """
     trained = _trained(checkpoint_path, output_dir, method, vocab_path)
     check_data_dir(data_dir)
-    from t5_engine import launch
-
-    launch.start(coordinator_address, process_count, process_id)
-    launch.wait_for_all("evaluation: start")
     _load_modules(task_modules)
     from flipped_eval import jobs, planning
 
@@ -121,7 +112,7 @@ class _Given:
 
 def conclude(summary: Mapping[str, Any]) -> None:
     """Prints the means, then raises `UserError` with the tasks that could not be run, if any; all is written then."""
-    if not summary:  # only planned, or not the process that writes
+    if not summary:  # only planned
         return
     from flipped_eval.report.content import collect
     from flipped_eval.results import missing_tasks
@@ -243,8 +234,6 @@ def _show_plan(plan_only: bool, told: Told) -> bool:
 
     Returns whether it is to be scored now.
     """
-    if not told.primary:
-        return not plan_only
     from rich.table import Table
 
     from flipped_cli import tables

@@ -60,15 +60,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Told:
-    """What a job tells before it scores: the plan, the units that are left to score, and about how long they take.
-
-    Of several processes one is `primary`: it writes, and should be the only one to tell anything.
-    """
+    """What a job tells before it scores: the plan, the units that are left to score, and about how long they take."""
 
     plan: Plan
     waiting: planning.Size
     seconds: float | None
-    primary: bool = True
 
 
 def evaluate(
@@ -99,8 +95,7 @@ def evaluate(
       tell_plan: gets the plan before anything is scored; False ends the job there.
 
     Returns:
-      What was written to `results.json`, {} where only planned and in all processes but the first; see
-      `results.finish`.
+      What was written to `results.json`, {} where only planned; see `results.finish`.
 
     Raises:
       UserError: an argument is not valid, a checkpoint or vocabulary does not fit, `output_dir` holds results of
@@ -119,15 +114,20 @@ def evaluate(
     def left(unit: planning.Unit) -> bool:
         return unit.key not in stored.ended
 
-    primary = _all_here()
-    if not tell_plan(Told(plan, plan.total(left), estimate.seconds(plan, left), primary)):
+    if not tell_plan(Told(plan, plan.total(left), estimate.seconds(plan, left))):
         return {}
-    if primary:
-        results.open_run(folder, *described, _places(runs))
-        results.write_plan(folder, plan)
+    places = {
+        run.label: str(
+            run.checkpoint if "://" in run.checkpoint else pathlib.Path(run.checkpoint).absolute()
+        )
+        for run in runs
+        if run.checkpoint
+    }
+    results.open_run(folder, *described, places)
+    results.write_plan(folder, plan)
     make = scorer or _engine_scorer(batch_size, model_parallelism)
-    progress = Progress(plan.total().choices, announce, shown=primary)
-    job = Job(plan, stored, shards.Writer(folder) if primary else None, progress, pairs_together)
+    progress = Progress(plan.total().choices, announce)
+    job = Job(plan, stored, shards.Writer(folder), progress, pairs_together)
     try:
         for run, model in sorted(
             zip(runs, models, strict=True), key=lambda both: weights.place(both[0])
@@ -137,32 +137,9 @@ def evaluate(
                 job.score(segments, make(config, params))
     finally:
         progress.close()
-    if not primary:
-        return {}
     plan.failed += job.failed
     results.write_plan(folder, plan)
     return results.finish(folder, resamples)
-
-
-def _all_here() -> bool:
-    """Waits until all processes have read what is stored; whether this one writes, which is the first."""
-    import jax
-
-    from t5_engine import launch
-
-    launch.wait_for_all("evaluation: the shards are read")
-    return jax.process_index() == 0
-
-
-def _places(runs: Sequence[Run]) -> dict[str, str]:
-    """Label -> where its checkpoint was read."""
-    return {
-        run.label: str(
-            run.checkpoint if "://" in run.checkpoint else pathlib.Path(run.checkpoint).absolute()
-        )
-        for run in runs
-        if run.checkpoint
-    }
 
 
 class _Weights:

@@ -147,19 +147,15 @@ def chunks(groups: Sequence[Group], pairs_together: int) -> Iterator[Chunk]:
 class Progress:
     """One bar over all choices of a job on a terminal, and a line for each split that is done."""
 
-    def __init__(self, choices: float, announce: Announce, shown: bool = True) -> None:
-        """Args: choices: about how many there are; announce: gets the lines; shown: False shows and tells nothing."""
-        self._announce = announce if shown else lambda line: None
+    def __init__(self, choices: float, announce: Announce) -> None:
+        """Args: choices: about how many there are; announce: gets the lines."""
+        self._announce = announce
         self._began: float | None = None
         self._before = 0
         self._all = max(1, round(choices))
         self._done = 0
         self._bar = tqdm.tqdm(
-            total=self._all,
-            unit="choice",
-            disable=None if shown else True,
-            dynamic_ncols=True,
-            leave=False,
+            total=self._all, unit="choice", disable=None, dynamic_ncols=True, leave=False
         )
 
     def skip(self, choices: float) -> None:
@@ -202,7 +198,7 @@ class Job:
     Attributes:
       plan: what is to be done.
       stored: what the shards held when the job began.
-      writer: gets the new chunks; None where another process writes them.
+      writer: gets the new chunks.
       progress: the bar.
       pairs_together: the size of a chunk.
       failed: units that failed on the way, as in `Plan.failed`.
@@ -210,7 +206,7 @@ class Job:
 
     plan: Plan
     stored: shards.Done
-    writer: shards.Writer | None
+    writer: shards.Writer
     progress: Progress
     pairs_together: int
     failed: list[Json] = field(default_factory=list)
@@ -249,11 +245,9 @@ class Job:
             scores = np.asarray(scorer.score(pairs, progress=progress), np.float64)
         if scores.shape != (len(pairs),):
             raise ValueError(f"scorer: expected {len(pairs)} scores, got shape {scores.shape}")
-        lines = list(_lines(chunk, scores))
-        if self.writer is not None:
-            units = [*(made[0] for made in chunk.cases), *(one.unit for one in chunk.ended)]
-            about = {key: unit.about() for key, unit in {unit.key: unit for unit in units}.items()}
-            self.writer.append(lines, about)
+        units = [*(made[0] for made in chunk.cases), *(one.unit for one in chunk.ended)]
+        about = {key: unit.about() for key, unit in {unit.key: unit for unit in units}.items()}
+        self.writer.append(list(_lines(chunk, scores)), about)
         self.progress.move(begun + len(pairs))
 
     def _tell(self, ended: Sequence[Building]) -> None:

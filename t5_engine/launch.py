@@ -101,17 +101,6 @@ def start(
             _initialize(timeout)
 
 
-def wait_for_all(where: str) -> None:
-    """Returns when all processes of the run have come to the place of this name; at once where there is only one.
-
-    The first time soon after `start`: Gloo, which CPUs use, gives up on a process that comes 30 s later.
-    """
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(where)
-
-
 def detected(environment: Mapping[str, str]) -> Group | None:
     """The group that SLURM's or a TPU pod's variables describe; None where there is none, or only one process."""
     if all(name in environment for name in _SLURM):
