@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -29,6 +30,12 @@ FEATURES = ("inputs", "targets")
 @click.option("--vocab", help="SentencePiece model; else that of the training.")
 @click.option("--max_examples", type=int, help="Examples of each template.")
 @click.option("--templates", default="original", show_default=True, help="original or all.")
+@click.option(
+    "--split",
+    multiple=True,
+    metavar="DATASET=SPLIT…",
+    help="Another split than the suite's: imdb=train.",
+)
 @click.option("--exclude", multiple=True, metavar="DATASET…", help="Datasets to leave out.")
 @click.option("--label_sets", help="A file like mixtures/label_sets.yaml.")
 @click.option("--label", multiple=True, metavar="NAME…", help="Names of the runs in reports.")
@@ -67,6 +74,7 @@ def evaluate(**given: Any) -> None:
         vocab_path=given.pop("vocab"),
         lengths=None if None in lengths.values() else lengths,
         input_eos=False if given.pop("no_eos") else None,
+        splits=_splits(given.pop("split")),
         exclude_datasets=given.pop("exclude"),
         label=given.pop("label") or None,
         task_modules=given.pop("module"),
@@ -74,3 +82,14 @@ def evaluate(**given: Any) -> None:
         **given,
     )
     evaluation.conclude(summary)
+
+
+def _splits(words: Sequence[str]) -> dict[str, str]:
+    """dataset -> split."""
+    splits = {}
+    for word in words:
+        dataset, sign, split = word.partition("=")
+        if not (dataset and sign and split):
+            raise UserError(f"--split: expected DATASET=SPLIT, such as imdb=train, got {word!r}")
+        splits[dataset] = split
+    return splits

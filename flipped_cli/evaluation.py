@@ -254,14 +254,26 @@ def _show_plan(plan_only: bool, told: Told) -> bool:
     runs = len({group.model.label for group in told.plan.groups})
     table.add_row("all", f"{len(by_task)} tasks, {runs} runs", *_numbers(total), end_section=True)
     tables.show(table)
-    for one in told.plan.failed:
-        _announce(
-            f"not run: {one['method']}: {one['suite']} {one['task']} | {one['template']}: {one['why']}"
-        )
+    for line in _not_run(told.plan.failed):
+        _announce(f"not run: {line}")
     left = _numbers(told.waiting)
     time = "" if told.seconds is None else f", about {_duration(told.seconds)}"
     _announce(f"left to score: {left[0]} templates, {left[2]} choices, {left[3]} tokens{time}")
     return not plan_only
+
+
+def _not_run(failed: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each task and reason, with the templates where they are few."""
+    together: dict[tuple[str, str, str], dict[str, dict[str, None]]] = {}
+    for one in failed:
+        names = together.setdefault((one["suite"], one["task"], one["why"]), {})
+        names.setdefault(one["method"], {})[one["template"]] = None
+    lines = []
+    for (suite, task, why), methods in together.items():
+        templates = list(dict.fromkeys(name for found in methods.values() for name in found))
+        which = repr(templates[0]) if len(templates) == 1 else f"{len(templates)} templates"
+        lines.append(f"{suite} {task}, {which} ({', '.join(methods)}): {why}")
+    return lines
 
 
 def _numbers(size: Size) -> list[str]:

@@ -118,8 +118,10 @@ def _folder(dataset: str, data_dir: str) -> pathlib.Path:
         raise UserError(f"data folder {str(root)!r} does not exist")
     folder = root / dataset.replace("/", "__")
     if not folder.is_dir():
-        have = [path.name for path in root.iterdir() if path.is_dir()]
-        raise unknown(f"dataset folder in {str(root)!r}", folder.name, have)
+        raise UserError(
+            f"no rows of {dataset}: the data folder has no {folder.name}; `flipped data prepare {dataset} "
+            "--from …` makes it"
+        )
     return folder
 
 

@@ -45,6 +45,7 @@ def render(report: Report) -> str:
     )
     environment.filters["percent"] = percent
     environment.filters["short"] = short
+    environment.filters["count"] = "{:,}".format
     environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:]
     style = environment.get_template("style.css").render(colours=len(plots.MARKERS))
     text = environment.get_template("report.html").render(

@@ -108,7 +108,7 @@ def tasks_table(report: Report, suite: str, metric: str = "accuracy") -> list[Li
             - {None}
         )
         measured = next((row for row in rows(task) if row), None)
-        note = f"{measured['n']} examples, {len(templates)} templates" if measured else ""
+        note = f"{measured['n']:,} examples, {len(templates)} templates" if measured else ""
         of_task = line(short(task), rows(task), note)
         inner = tuple(line(template, rows(task, template)) for template in templates)
         lines.append(Line(of_task.name, of_task.chance, of_task.cells, of_task.note, False, inner))
@@ -216,7 +216,7 @@ def suites_table(report: Report) -> list[Line]:
             if suite == LABELS:
                 name += ", original words" if label_set == ORIGINAL else ", all other words"
             missing = sorted({task for row in rows if row for task in row.get("tasks_missing", ())})
-            note = f"{measured['tasks']} tasks, {measured['n']} examples"
+            note = f"{measured['tasks']} tasks, {measured['n']:,} examples"
             if missing:
                 note += f"; without {', '.join(map(short, missing))}"
             lines.append(line(name, rows, note))

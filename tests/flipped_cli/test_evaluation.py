@@ -187,6 +187,28 @@ def test_the_plan_alone_writes_nothing(tmp_path, trained):
     assert not (tmp_path / "out").exists()
 
 
+def test_another_split_and_a_dataset_without_rows(tmp_path, trained):
+    """A task without rows takes one line for all templates, methods and label sets."""
+    data = tmp_path / "data"
+    (data / "super_glue__rte").mkdir(parents=True)
+    row = {"premise": "A cat sat.", "hypothesis": "A cat stood.", "idx": 0, "label": 1}
+    (data / "super_glue__rte" / "train.jsonl").write_text(json.dumps(row) + "\n")
+    told = call(
+        "eval", "--checkpoint", trained[0], "--methods", "direct", "flipped", "--suite", "labels", "--plan",
+        "--split", "super_glue/rte=train", "--data_dir", str(data), "--output", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert told.exit_code == 0, told.output
+    assert re.search(r"labels +rte +12 +12 +24 ", told.output)
+    not_run = [line for line in told.output.splitlines() if line.startswith("not run: ")]
+    assert len(not_run) == 4 and all("(direct, flipped)" in line for line in not_run)
+    assert any(
+        re.fullmatch(
+            "not run: labels imdb, '.*': no rows of imdb: the data folder has no imdb; .*", line
+        )
+        for line in (line.replace(" (direct, flipped)", "") for line in not_run)
+    )
+
+
 def test_a_task_that_cannot_be_run_is_named_and_the_exit_code_is_not_zero(
     tmp_path, trained, monkeypatch
 ):
@@ -287,6 +309,8 @@ def test_a_checkpoint_that_does_not_fit_its_model_is_refused(tmp_path, trained, 
         ),
         (["--methods", "direct", "fliped"], "unknown method 'fliped'"),
         (["--label", "a", "b"], "label: expected 1 names, .* got 2"),
+        (["--split", "rte"], "--split: expected DATASET=SPLIT, such as imdb=train, got 'rte'"),
+        (["--split", "super_glue/rte=trian"], "unknown split .*'trian'; nearest: 'train'"),
         (["--inputs", "64"], "--inputs and --targets: expected both or neither"),
         (["--data_dir", "nowhere"], "data_dir: expected a folder, there is none at nowhere"),
         (["--label_sets", "nowhere.yaml"], "cannot read label sets"),
