@@ -75,7 +75,7 @@ def evaluate(
     """
     trained = _trained(checkpoint_path, output_dir, method, vocab_path)
     check_data_dir(data_dir)
-    _load_modules(task_modules)
+    _load_modules(task_modules, data_dir)
     from flipped_eval import jobs, planning
 
     runs = _runs(trained, method, _Given(vocab_path, lengths, input_eos, length_normalize))
@@ -130,8 +130,8 @@ def _names(field: str, value: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def _load_modules(task_modules: Sequence[str]) -> None:
-    quiet.import_tensorflow()
+def _load_modules(task_modules: Sequence[str], data_dir: str | None) -> None:
+    quiet.import_for_rows(data_dir)
     from mixtures import modules
 
     modules.load(task_modules)

@@ -59,7 +59,7 @@ def lint(
     for dataset in datasets:
         find_dataset(dataset, modules)
     vocabulary = Vocabulary.from_file(vocab) if vocab else None
-    quiet.import_tensorflow()
+    quiet.import_for_rows(data_dir)
     lengths = {"inputs": inputs_length, "targets": targets_length}
     wrong = 0
     reports = []

@@ -13,8 +13,8 @@ import seqio
 import tensorflow as tf
 
 from flipped_errors import UserError
-from flipped_tasks import sources
 from flipped_tasks.datasets import get_dataset, slug
+from flipped_tasks.row_source import RowSource, row_source
 
 ROWS_PER_SHARD = 50_000  # so that several workers can cache a dataset
 _COMPLETED = "COMPLETED"  # SeqIO's marker of a whole cache
@@ -59,7 +59,7 @@ def register_rows_task(dataset: str, data_dir: str | None = None) -> seqio.Task:
       UserError: the dataset is not known, or has no rows in `data_dir`.
     """
     spec = get_dataset(dataset)
-    source = sources.row_source(dataset, data_dir)
+    source = row_source(dataset, data_dir)
 
     def splits() -> list[str]:
         return [split for split in source.splits if _has_rows(source, split)]
@@ -68,7 +68,7 @@ def register_rows_task(dataset: str, data_dir: str | None = None) -> seqio.Task:
     name = rows_task_name(spec.name)
     task = seqio.Task(
         name,
-        source=sources.RowSource(dataset, source.payloads, splits, ROWS_PER_SHARD),
+        source=RowSource(dataset, source.payloads, splits, ROWS_PER_SHARD),
         preprocessors=[seqio.CacheDatasetPlaceholder()],
         output_features={
             "row": seqio.Feature(plain, add_eos=False, dtype=tf.string, rank=0),
@@ -81,7 +81,7 @@ def register_rows_task(dataset: str, data_dir: str | None = None) -> seqio.Task:
     return task
 
 
-def _has_rows(source: sources.RowSource, split: str) -> bool:
+def _has_rows(source: RowSource, split: str) -> bool:
     try:
         return len(source.payloads(split)) > 0
     except UserError:

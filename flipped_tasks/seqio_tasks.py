@@ -25,12 +25,13 @@ import seqio
 import tensorflow as tf
 
 from flipped_errors import UserError, unknown
-from flipped_tasks import promptsource, sources, stream, tokens
+from flipped_tasks import promptsource, stream, tokens
 from flipped_tasks.caching import SharedCacheTask
 from flipped_tasks.datasets import check_template, get_dataset, slug, training_templates
 from flipped_tasks.draws import draw
 from flipped_tasks.methods import METHODS, Formatted, format_example
 from flipped_tasks.rendering import Dropped, Rendered, compile_template, template_rng
+from flipped_tasks.row_source import RowSource, row_source
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ class RowTask(SharedCacheTask):
     """
 
     def __init__(
-        self, name: str, source: sources.RowSource, features: Mapping[str, seqio.Feature], encode: Encode,
+        self, name: str, source: RowSource, features: Mapping[str, seqio.Feature], encode: Encode,
         one_per_position: bool, order_key: str,
     ):  # fmt: skip
         """Arguments:
@@ -462,7 +463,7 @@ def register_task(
     )
     vocab = SeqioVocabulary(vocab_path)
     encoder = TemplateEncoder(dataset, method, names, vocab, input_eos)
-    source = sources.row_source(dataset, data_dir)
+    source = row_source(dataset, data_dir)
     task = RowTask(
         task_name(dataset, method, template), source, method_features(vocab, method, input_eos), encoder,
         one_per_position=template is None, order_key=dataset,

@@ -20,6 +20,7 @@ from flipped_tasks import sources, tokens
 from flipped_tasks.draws import generator
 from flipped_tasks.methods import NUM_SENTINELS
 from flipped_tasks.rendering import Dropped
+from flipped_tasks.row_source import RowSource
 from flipped_tasks.seqio_tasks import Ids, RowTask, SeqioVocabulary, add_task, method_features
 
 
@@ -184,7 +185,7 @@ def register_text_task(
     return add_task(
         RowTask(
             name,
-            sources.RowSource(name, load, lambda: ("train",)),
+            RowSource(name, load, lambda: ("train",)),
             method_features(vocab, "direct", input_eos),
             encoder,
             one_per_position=True,

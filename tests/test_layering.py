@@ -134,3 +134,30 @@ def test_help_imports_nothing_heavy() -> None:
     result = _run(code)
     assert result.returncode == 0, result.stderr
     assert "tasks" in result.stdout
+
+
+def test_rows_rendering_lint_and_evaluation_do_without_tensorflow() -> None:
+    """TensorFlow takes seconds to load: what reads rows from files and needs no pipeline must not wait for it."""
+    code = """
+    import importlib.abc, sys
+
+    class Refuse(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] in ("tensorflow", "tensorflow_datasets", "seqio"):
+                raise RuntimeError(f"imported {name}")
+            return None
+
+    sys.meta_path.insert(0, Refuse())
+    import flipped_eval.jobs
+    from click.testing import CliRunner
+    from flipped_cli.main import main
+    for words in (
+        ["tasks", "list"],
+        ["tasks", "lint", "super_glue/rte"],
+        ["tasks", "render", "--module", "examples/own_dataset/kettle_tasks.py", "--dataset", "kettles", "--all"],
+    ):
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 0, (words, result.output, result.exception)
+    """
+    result = _run(code)
+    assert result.returncode == 0, result.stderr

@@ -16,16 +16,18 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import seqio
 from etils import epath
 
 from flipped_errors import UserError, unknown
 from flipped_tasks.datasets import get_dataset
 from flipped_tasks.draws import generator
 from flipped_tasks.prepared.schema import Schema
+
+if TYPE_CHECKING:
+    import seqio
 
 FORMAT = 1
 VERSION = "1.0.0"
@@ -210,6 +212,8 @@ def labelled_rows(
 
 def tfds_source(prepared: Prepared) -> seqio.TfdsDataSource:
     """SeqIO's own source of the stored features, in the order of the files."""
+    import seqio  # TensorFlow takes seconds to load, and reading rows does not need all of it
+
     return seqio.TfdsDataSource(tfds_data_dir=os.fspath(prepared.folder), read_only=True)
 
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-import tensorflow as tf
-import tensorflow_datasets as tfds
 
 from flipped_errors import UserError
 from flipped_tasks.datasets import DatasetSpec
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 NULLS = "_null"
 NUMBER = "_row"
@@ -52,8 +53,7 @@ class Schema:
         """Raises `UserError` for a column of a type that cannot be stored."""
         self.columns = spec.columns
         self._where = f"dataset {spec.name!r}"
-        self._label = _label_feature(spec)
-        self._label_column = spec.label_column
+        self._spec = spec
         self.leaves = tuple(self._find_leaves(spec.columns, ()))
         self._groups = tuple(_groups(spec.columns, ()))
 
@@ -76,14 +76,17 @@ class Schema:
 
     def features(self) -> tfds.features.FeaturesDict:
         """The features of TFDS: text, int64, class label, sequences and nested dicts of these."""
+        import tensorflow_datasets as tfds
+
+        label = _label_feature(self._spec)
 
         def build(columns: Mapping[str, Any], top: bool) -> dict[str, Any]:
             found: dict[str, Any] = {}
             for name, kind in columns.items():
                 if isinstance(kind, Mapping):
                     found[name] = build(kind, False)
-                elif top and name == self._label_column and self._label is not None:
-                    found[name] = self._label
+                elif top and name == self._spec.label_column and label is not None:
+                    found[name] = label
                 elif isinstance(kind, str):
                     found[name] = _scalar(kind)
                 else:
@@ -103,7 +106,7 @@ class Schema:
         Raises:
           UserError: a value is not of its column's type; names row and column.
         """
-        example = tf.train.Example()
+        example = _example_type()()
         features = example.features.feature
         nulls: list[str] = []
         for path in self._groups:
@@ -155,7 +158,7 @@ class Schema:
 
     def decode(self, example: bytes) -> dict[str, Any]:
         """The row of a serialized `tf.train.Example`, as it was encoded."""
-        features = tf.train.Example.FromString(example).features.feature
+        features = _example_type().FromString(example).features.feature
         row: dict[str, Any] = {}
         for column, read in self._readers:
             row[column] = read(features)
@@ -170,6 +173,14 @@ class Schema:
     @functools.cached_property
     def _readers(self) -> list[tuple[str, Callable[[Any], Any]]]:
         return [(name, _reader(kind, name)) for name, kind in self.columns.items()]
+
+
+@functools.cache
+def _example_type() -> Any:
+    """`tf.train.Example`, when a row is first stored or read: TensorFlow takes seconds to load."""
+    import tensorflow as tf
+
+    return tf.train.Example
 
 
 def _reader(kind: Any, key: str) -> Callable[[Any], Any]:
@@ -192,12 +203,17 @@ def _label_feature(spec: DatasetSpec) -> Any:
         return None
     if tuple(values) != tuple(range(len(values))):
         return None
+    import tensorflow_datasets as tfds
+
     if spec.label_names:
         return tfds.features.ClassLabel(names=list(spec.label_names))
     return tfds.features.ClassLabel(num_classes=len(values))
 
 
 def _scalar(kind: str) -> Any:
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
     if kind == "string":
         return tfds.features.Text()
     return tfds.features.Scalar(tf.int64)

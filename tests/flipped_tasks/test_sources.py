@@ -10,6 +10,7 @@ import pytest
 
 from flipped_errors import UserError
 from flipped_tasks import sources
+from flipped_tasks.row_source import RowSource
 from mixtures import catalog  # noqa: F401
 
 
@@ -119,7 +120,7 @@ def numbers(source, **how):
 
 def test_the_source_permutes_the_whole_split_by_seed(tmp_path):
     data = write(tmp_path, [review(number) for number in range(600)])
-    source = sources.RowSource(
+    source = RowSource(
         "imdb",
         lambda split: sources.labelled_payloads("imdb", split, data),
         lambda: sources.split_names("imdb", data),
