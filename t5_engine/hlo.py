@@ -140,6 +140,15 @@ class Program:
                 found[kind] = Travel(old.count + runs, old.bytes + runs * sum(sizes))
         return {kind: travel for kind, travel in found.items() if travel.count}
 
+    def custom_calls(self, target: str) -> int:
+        """How many calls of the compiler's own `target` there are, each once."""
+        name = f'custom_call_target="{target}"'
+        return sum(
+            instruction.operation == "custom-call" and name in instruction.rest
+            for instruction, runs in self.instructions()
+            if runs
+        )
+
     def loop_factor(self) -> float | None:
         """The compiler's estimated cycles with loops counted as often as they run, by those with each counted once.
 

@@ -52,6 +52,15 @@ def test_the_scorer_is_planned_too() -> None:
     assert set(found) == {"encode", "decode"} and all(one.flops > 0 for one in found.values())
 
 
+def test_calls_of_unknown_cost_count_nothing() -> None:
+    call = '  %c = f32[8]{0} custom-call(%p), custom_call_target="ConcatBitcast"'
+    text = "\n".join(["ENTRY %main (p: f32[8]) -> f32[8] {", call, call, "}"])
+    program = planning.Program(text)
+    assert planning.seconds_once({"optimal_seconds": -1.75}, program) == 0.25
+    assert planning.seconds_once({"optimal_seconds": -2.5}, program) is None
+    assert planning.seconds_once({"optimal_seconds": 0.5}, planning.Program("")) == 0.5
+
+
 def test_memory_counts_aliased_outputs_once() -> None:
     sizes = {"argument": 100, "output": 90, "alias": 80, "temp": 7, "generated_code": 3}
     analysis = types.SimpleNamespace(**{f"{k}_size_in_bytes": v for k, v in sizes.items()})
