@@ -29,6 +29,7 @@ _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _LIMIT = re.compile(r"constant\((\d+)\)")
 _KNOWN = re.compile(r'known_trip_count[^}]*?"n":"(\d+)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _CALLED = re.compile(
     r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
     r"|(?:branch_computations|called_computations)=\{([^}]*)\}"
@@ -127,18 +128,21 @@ class Program:
 
     def collectives(self) -> dict[str, Travel]:
         """By kind, what travels between the devices in one run; those in loops as often as the loops run."""
-        found = {kind: Travel(0, 0) for kind in COLLECTIVES}
+        # The TPU compiler cuts one collective into pieces that run beside several fusions. Each piece carries the whole's
+        # operation and channel, so a channel counts once.
+        whole: dict[tuple[str, str], Travel] = {}
         for instruction, runs in self.instructions():
             kind = instruction.operation.removesuffix("-start")
-            if kind in found and runs:
-                sizes = array_bytes(instruction.type)
-                if instruction.operation.endswith("-start") and kind != "all-reduce":
-                    # (operands, results, …): the results are as many as the operands.
-                    operands = max(1, instruction.rest.split(")")[0].count("%"))
-                    sizes = sizes[operands : 2 * operands]
-                old = found[kind]
-                found[kind] = Travel(old.count + runs, old.bytes + runs * sum(sizes))
-        return {kind: travel for kind, travel in found.items() if travel.count}
+            if kind in COLLECTIVES and runs:
+                channel = _CHANNEL.search(instruction.rest)
+                key = (kind, channel[1] if channel else instruction.name)
+                travel = Travel(runs, runs * sum(_result_bytes(instruction)))
+                whole[key] = max(whole.get(key, travel), travel, key=lambda one: one.bytes)
+        found: dict[str, Travel] = {}
+        for (kind, _), travel in whole.items():
+            old = found.get(kind, Travel(0, 0))
+            found[kind] = Travel(old.count + travel.count, old.bytes + travel.bytes)
+        return found
 
     def custom_calls(self, target: str) -> int:
         """How many calls of the compiler's own `target` there are, each once."""
@@ -165,6 +169,15 @@ class Program:
 
 def _is_limit(line: Instruction) -> bool:
     return line.operation == "constant" and bool(_LIMIT.match(f"constant({line.rest}"))
+
+
+def _result_bytes(collective: Instruction) -> list[int]:
+    sizes = array_bytes(collective.type)
+    if collective.operation.endswith("-start") and collective.operation != "all-reduce-start":
+        # (operands, results, …): the results are as many as the operands.
+        operands = max(1, collective.rest.split(")")[0].count("%"))
+        return sizes[operands : 2 * operands]
+    return sizes
 
 
 def array_bytes(type_: str) -> list[int]:

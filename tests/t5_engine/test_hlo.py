@@ -57,6 +57,13 @@ def test_a_loop_without_a_limit_is_no_guess() -> None:
         Program(TPU.replace("constant(24)", "parameter(1)"))
 
 
+def test_pieces_of_one_collective_count_once() -> None:
+    piece = "  %ag.{} = f32[32]{{0}} all-gather(%p.4), channel_id={}, dimensions={{0}}\n"
+    pieces = piece.format(1, 7) + piece.format(2, 7) + piece.format(3, 8)
+    text = TPU.replace("  %ar.1", pieces + "  %ar.1")
+    assert Program(text).collectives()["all-gather"] == Travel(24 + 2, (24 + 2) * 32 * 4)
+
+
 def test_sizes_of_arrays() -> None:
     assert array_bytes("(f32[2,3]{1,0:T(8,128)}, bf16[4], pred[], /*index=3*/s32[5]{0})") == [
         24,
