@@ -128,7 +128,7 @@ class Program:
 
     def collectives(self) -> dict[str, Travel]:
         """By kind, what travels between the devices in one run; those in loops as often as the loops run."""
-        # The TPU compiler cuts one collective into pieces that run beside several fusions. Each piece carries the whole's
+        # The TPU compiler cuts one collective into pieces that run beside several fusions. Each has the whole's
         # operation and channel, so a channel counts once.
         whole: dict[tuple[str, str], Travel] = {}
         for instruction, runs in self.instructions():
