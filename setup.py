@@ -73,6 +73,8 @@ setup(
     ],
     extras_require={
         "hub": ["datasets>=4.0", "huggingface_hub>=1.0"],
+        # The TPU compiler; jax[tpu] 0.10.2 asks for 0.0.42.
+        "plan": ["libtpu>=0.0.42"],
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda12]>=0.10.2"],
         "test": [

@@ -38,6 +38,11 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
         "mixtures",
         "Show what a mixture holds, and at which rates.",
     ),
+    "plan": (
+        "flipped_cli.plan",
+        "plan",
+        "Time, memory and traffic of training and scoring on TPUs that are not at hand.",
+    ),
     "report": ("flipped_cli.report_command", "report", "Results of evaluations as one page."),
     "score": ("flipped_cli.score", "score", "Score choices with a checkpoint, ad hoc or a file."),
     "study": ("flipped_cli.demo", "study", "The demo over several seeds, with mean and spread."),

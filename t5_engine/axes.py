@@ -133,6 +133,12 @@ def data_size() -> int:
     return 1 if layout is None else layout.mesh.shape[DATA]
 
 
+def platform() -> str:
+    """What is computed on: of the layout's devices, which need not be this machine's; without one JAX's default."""
+    layout = _LAYOUT.get()
+    return jax.default_backend() if layout is None else layout.mesh.devices.flat[0].platform
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """An activation, laid out by its logical axes; without it the compiler may split D instead of the batch."""
     layout = _LAYOUT.get()

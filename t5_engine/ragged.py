@@ -14,6 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from t5_engine.axes import platform
+
 # Added to the attention logits of keys that must not be seen. Finite, so that a row of padding only (an example
 # of weight 0) gives a uniform softmax and not NaN.
 MASKED = -1e10
@@ -70,7 +72,7 @@ def one_by_one(rows: int) -> bool:
 
     On a CPU XLA's small matrix products in a batch are slow, and what one sequence needs stays in the cache.
     """
-    return rows == 1 and jax.default_backend() == "cpu"
+    return rows == 1 and platform() == "cpu"
 
 
 Sequence = Callable[

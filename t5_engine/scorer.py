@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from flipped_errors import UserError
 from t5_engine import axes, batching, partitioning
 from t5_engine.batching import Batch, Go, Group, Pair, Shape
 from t5_engine.config import T5Config
-from t5_engine.model import T5, Params
+from t5_engine.model import T5, Params, abstract_params
 from t5_engine.ragged import Ragged, one_by_one, rungs
 
 Progress = Callable[[int, int], None]
@@ -343,3 +344,25 @@ class Scorer:
         """Each row onto its device; in a group of processes every one has all rows and keeps its own."""
         sharding = partitioning.by_rows(self._mesh)
         return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
+
+
+def traced(config: T5Config, mesh: jax.sharding.Mesh, shape: Shape) -> dict[str, Any]:
+    """The two programs of a batch of that shape, "encode" and "decode", without any parameters at hand."""
+    config = config.replace(dropout_rate=0.0, remat="none")
+    params = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract_params(config),
+        partitioning.param_shardings(config, mesh),
+    )
+    rows, by_rows = mesh.shape[partitioning.DATA], partitioning.by_rows(mesh)
+
+    def array(columns: int, *rest: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, columns, *rest), dtype, sharding=by_rows)
+
+    tokens, starts = array(shape.input_tokens), array(shape.inputs + 1)
+    encoded = array(shape.input_tokens, config.emb_dim, dtype=config.dtype)
+    go = [array(n) for n in (shape.bundles, *[shape.target_tokens] * 2, shape.bundles + 1)]
+    return {
+        "encode": _encode.trace(config, params, tokens, starts, shape, mesh),
+        "decode": _decode.trace(config, params, encoded, starts, *go, shape, mesh),
+    }

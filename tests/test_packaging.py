@@ -47,7 +47,7 @@ def test_metadata() -> None:
     assert setup["python_requires"] == ">=3.11"
     assert setup["entry_points"] == {"console_scripts": ["flipped = flipped_cli.main:main"]}
     extras = setup["extras_require"]
-    assert isinstance(extras, dict) and set(extras) == {"cuda", "hub", "test", "tpu"}
+    assert isinstance(extras, dict) and set(extras) == {"cuda", "hub", "plan", "test", "tpu"}
     install = setup["install_requires"]
     assert isinstance(install, list)
     names = {_name(one) for one in install}

@@ -1,0 +1,112 @@
+"""Plans for machines that are not at hand: their numbers against closed forms, and what is tried until it fits."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import jax
+import pytest
+
+from flipped_errors import UserError
+from t5_engine import config, planning, speed
+from t5_engine.model import abstract_params
+from t5_engine.planning import Machine, Setup
+
+MODEL = config.size("tiny", dropout_rate=0.0, unroll_layers=False)
+
+
+def _machine(memory: int = 2**34) -> Machine:
+    return Machine("one CPU", jax.devices("cpu")[:1], memory, 1e12, False)
+
+
+@pytest.mark.parametrize("method", ["direct", "flipped"])
+def test_flops_are_the_closed_form(method: str) -> None:
+    """The traced step's matrix products are what `speed.step_flops` derives from the sizes."""
+    setup = Setup(MODEL, method, batch_size=4, inputs=32, targets=16)
+    found = planning.train_step(setup, _machine())
+    expected = 4 * speed.step_flops(MODEL, 32, 16, with_wrong=method == "flipped")
+    assert found.flops == pytest.approx(expected, rel=1e-6)
+    assert found.seconds is None and found.fits is None
+    params = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(MODEL)))
+    assert found.memory["arguments"] >= 4 * params
+    assert found.collectives == {}
+
+
+def test_remat_and_microbatches_in_the_count() -> None:
+    def flops(**changes: Any) -> float:
+        model = MODEL.replace(remat=changes.pop("remat", "none"))
+        setup = Setup(model, "direct", batch_size=4, inputs=32, targets=16, **changes)
+        return planning.train_step(setup, _machine()).flops
+
+    whole = flops()
+    assert flops(microbatches=2) == pytest.approx(whole, rel=1e-6)
+    # The forward pass is computed once more, but for the logits and each layer's last product, which nothing needs.
+    logits = 4 * 2 * 16 * MODEL.emb_dim * MODEL.vocab_size
+    last = 2 * 4 * (32 + 16) * 2 * MODEL.mlp_dim * MODEL.emb_dim
+    assert flops(remat="full") == pytest.approx(whole + whole / 3 - logits - last, rel=1e-6)
+
+
+def test_the_scorer_is_planned_too() -> None:
+    found = planning.scoring(Setup(MODEL, inputs=16, targets=8, batch_size=4), _machine())
+    assert set(found) == {"encode", "decode"} and all(one.flops > 0 for one in found.values())
+
+
+def test_calls_of_unknown_cost_count_nothing() -> None:
+    call = '  %c = f32[8]{0} custom-call(%p), custom_call_target="ConcatBitcast"'
+    text = "\n".join(["ENTRY %main (p: f32[8]) -> f32[8] {", call, call, "}"])
+    program = planning.Program(text)
+    assert planning.seconds_once({"optimal_seconds": -1.75}, program) == 0.25
+    assert planning.seconds_once({"optimal_seconds": -2.5}, program) is None
+    assert planning.seconds_once({"optimal_seconds": 0.5}, planning.Program("")) == 0.5
+
+
+def test_memory_counts_aliased_outputs_once() -> None:
+    sizes = {"argument": 100, "output": 90, "alias": 80, "temp": 7, "generated_code": 3}
+    analysis = types.SimpleNamespace(**{f"{k}_size_in_bytes": v for k, v in sizes.items()})
+    assert planning.memory_by_kind(analysis)["total"] == 100 + 10 + 7 + 3
+
+
+def test_a_refusal_for_want_of_memory() -> None:
+    message = "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 31.25G of 15.75G hbm."
+    assert planning.out_of_memory(message) == round(31.25 * 2**30)
+    assert planning.out_of_memory("INTERNAL: something else") is None
+
+
+def test_changes_begin_with_the_smallest() -> None:
+    words = [words for words, _ in planning.changes(Setup(MODEL), 8)]
+    assert words[:3] == ["remat minimal", "remat full", "remat full, 2 microbatches"]
+    assert "remat full, FSDP" in words and words[-1] == "remat full, FSDP, model parallelism 8"
+    already = Setup(MODEL.replace(remat="full"), fsdp=True)
+    assert [words for words, _ in planning.changes(already, 2)] == [
+        "2 microbatches",
+        "4 microbatches",
+        "model parallelism 2",
+    ]
+
+
+def test_the_first_change_that_fits_is_told_and_no_other_is_compiled() -> None:
+    tried: list[Setup] = []
+
+    def fits(setup: Setup) -> bool:
+        tried.append(setup)
+        return setup.microbatches == 4
+
+    found = planning.smallest_fit(planning.changes(Setup(MODEL), 1), fits)
+    assert found and found[0] == "remat full, 4 microbatches" and found[1] == tried[-1]
+    assert planning.smallest_fit(planning.changes(Setup(MODEL), 1), lambda _: False) is None
+
+
+def test_rows_are_padded_for_mesh_and_microbatches() -> None:
+    assert planning.rows(Setup(MODEL, microbatches=2), 32) == 256
+
+
+@pytest.mark.parametrize("name", ["v5x:2x2", "v5e", "v5e:2", "v5e:0x4", "v5p:axb"])
+def test_unknown_topologies(name: str) -> None:
+    with pytest.raises(UserError, match="topology"):
+        planning.chips(name)
+
+
+def test_chips_of_topologies() -> None:
+    assert planning.chips("v5p:4x4x4") == ("v5p", 64)
+    assert planning.chips("v6e:16x16") == ("v6e", 256)
