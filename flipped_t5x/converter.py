@@ -21,9 +21,10 @@ class PairedFeatureConverter(FlippedFeatureConverter):
         """
         if pack:
             raise UserError(
-                "pack: expected False for FLIPPED with its unlikelihood term, got True: packing lays examples end to end "
-                "by the lengths of one input and one target, and the input with the wrong choice has another length, so "
-                "its segments would not lie where those of the targets do; PACK = False, or UNLIKELIHOOD_WEIGHT = 0"
+                "pack: expected False for FLIPPED with its unlikelihood term, got True: packing lays examples end to "
+                "end by the lengths of one input and one target, and the input with the wrong choice has another "
+                "length, so that its segments would not lie where those of the targets do; PACK = False, or "
+                "UNLIKELIHOOD_WEIGHT = 0"
             )
         super().__init__(pack=False, **kwargs)
 

@@ -112,4 +112,6 @@ def newest_step(model_dir: str) -> int:
     """The step of the newest T5X checkpoint in a folder; 0 where there is none."""
     folder = epath.Path(model_dir)
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return max((int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name))), default=0)
+    return max(
+        (int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name))), default=0
+    )

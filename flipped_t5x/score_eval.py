@@ -118,9 +118,7 @@ def _name(task: EvalTask, method: str) -> str:
     return f"{task_name(task.dataset, method, task.template)}{split}{SUFFIX}"
 
 
-def _register_mixture(
-    name: str, parts: Sequence[EvalTask], method: str, settings: Settings
-) -> str:
+def _register_mixture(name: str, parts: Sequence[EvalTask], method: str, settings: Settings) -> str:
     if not parts:
         raise UserError(f"{name!r}: no template is left that {method} can use")
     tasks = [(_register(part, method, settings), 1.0) for part in parts]
@@ -159,9 +157,10 @@ def _pairs(
     splits: Mapping[str, str],
     split: str,
     shuffle_files: bool = False,
+    seed: int | None = None,
 ) -> tf.data.Dataset:
     """The pairs of a split, in its order: ids, 'idx' [case, choice] and whether the choice is right."""
-    del shuffle_files
+    del shuffle_files, seed  # the order is the split's
     made = list(_flat(cases(dataclasses.replace(task, split=splits[split]), method, settings)))
     if not made:
         raise UserError(f"{_name(task, method)!r}, split {split!r}: no row can be ranked")
@@ -209,9 +208,7 @@ def postprocess(
     return case, choice, bool(example["is_correct"])
 
 
-def rank_classification(
-    targets: Sequence[tuple[int, int, bool]], scores: Any
-) -> dict[str, float]:
+def rank_classification(targets: Sequence[tuple[int, int, bool]], scores: Any) -> dict[str, float]:
     """SeqIO metric: percent of cases whose best choice is right; of equal scores the first choice wins.
 
     Args:

@@ -33,9 +33,7 @@ def _register(name: str, vocab: str) -> str:
 def test_examples_are_the_pairs_of_our_evaluation(
     method: str, small_vocab_path: str, settings: score_eval.Settings
 ) -> None:
-    name = _register(
-        f"{method}.super_glue_rte.does_it_follow_that_score_eval", small_vocab_path
-    )
+    name = _register(f"{method}.super_glue_rte.does_it_follow_that_score_eval", small_vocab_path)
     task = seqio.TaskRegistry.get(name)
     assert "validation" in task.splits
     made = list(task.get_dataset(LENGTHS, "validation", shuffle=False).as_numpy_iterator())

@@ -22,7 +22,8 @@ except requirement.T5XMissing as _error:
     pytest.skip(str(_error), allow_module_level=True)
 # isort: split
 from flax.traverse_util import flatten_dict
-from t5x import checkpoints, eval as t5x_eval, partitioning, utils
+from t5x import checkpoints, partitioning, utils
+from t5x import eval as t5x_eval
 from t5x.examples.t5 import network
 
 from flipped_eval.planning import Request
@@ -95,9 +96,7 @@ def maker(model: FlippedModel) -> tuple[Any, Any]:
     shapes = dict.fromkeys(("encoder_input_tokens", "decoder_input_tokens"), (2, 8))
     partitioner = partitioning.PjitPartitioner(num_partitions=1)
     init = model.get_initial_variables
-    return utils.TrainStateInitializer(
-        model.optimizer_def, init, shapes, partitioner
-    ), partitioner
+    return utils.TrainStateInitializer(model.optimizer_def, init, shapes, partitioner), partitioner
 
 
 @pytest.fixture(scope="module")
