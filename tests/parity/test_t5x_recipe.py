@@ -21,6 +21,7 @@ try:
 except requirement.T5XMissing as _error:
     pytest.skip(str(_error), allow_module_level=True)
 # isort: split
+from flax.core import freeze
 from flax.traverse_util import flatten_dict
 from t5x import checkpoints, partitioning, utils
 from t5x import eval as t5x_eval
@@ -272,7 +273,7 @@ def test_scores_and_predictions_on_real_rows(
         utils.DatasetConfig(name, LENGTHS, "validation", 16, shuffle=False, seed=0),
         seqio.Evaluator, plain, maker[1],
     )  # fmt: skip
-    state = maker[0].from_scratch(jax.random.PRNGKey(0)).replace_params(weights)
+    state = maker[0].from_scratch(jax.random.PRNGKey(0)).replace_params(freeze(weights))
     found = evaluator.evaluate(state, maker[0].train_state_axes).result()[name]
     places = np.cumsum([0, *(len(case.pairs) for case in cases)])
     hits = [
