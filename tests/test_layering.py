@@ -23,6 +23,8 @@ MAY_IMPORT_OURS = {
     # The tasks' templates, texts and rows come from flipped_tasks, which mixtures stands on.
     "flipped_eval": {"mixtures", "t5_engine", "flipped_tasks"},
     "flipped_cli": {"flipped_tasks", "mixtures", "t5_engine", "flipped_eval"},
+    # The bridge asks T5X about the very cases that our evaluation makes.
+    "flipped_t5x": {"mixtures", "flipped_tasks", "flipped_eval"},
 }
 # Package -> outside packages that it must not import.
 MUST_NOT_IMPORT = {
@@ -42,6 +44,7 @@ MUST_NOT_IMPORT = {
     },
     "flipped_eval": {"gin", "promptsource", "seqio", "t5x", "tensorflow", "torch", "transformers"},
     "flipped_cli": {"promptsource", "t5x", "torch", "transformers"},
+    "flipped_t5x": {"gin", "optax", "orbax", "promptsource", "torch", "transformers"},
 }
 
 

@@ -47,7 +47,8 @@ def test_metadata() -> None:
     assert setup["python_requires"] == ">=3.11"
     assert setup["entry_points"] == {"console_scripts": ["flipped = flipped_cli.main:main"]}
     extras = setup["extras_require"]
-    assert isinstance(extras, dict) and set(extras) == {"cuda", "hub", "plan", "test", "tpu"}
+    assert isinstance(extras, dict)
+    assert set(extras) == {"cuda", "hub", "plan", "t5x", "test", "tpu"}
     install = setup["install_requires"]
     assert isinstance(install, list)
     names = {_name(one) for one in install}
@@ -69,7 +70,9 @@ def test_constraints_pin_all_that_is_required() -> None:
 def test_every_package_is_shipped() -> None:
     from setuptools import find_packages
 
-    names = ("flipped_tasks", "mixtures", "t5_engine", "flipped_eval", "flipped_cli")
+    names = (
+        "flipped_tasks", "mixtures", "t5_engine", "flipped_eval", "flipped_cli", "flipped_t5x",
+    )  # fmt: skip
     found = find_packages(str(ROOT), include=[f"{n}{tail}" for n in names for tail in ("", ".*")])
     for name in names:
         for folder in {path.parent for path in (ROOT / name).rglob("*.py")}:
