@@ -30,7 +30,7 @@ def write(folder: pathlib.Path, vocabulary: pathlib.Path) -> None:
     """
     from sentencepiece import sentencepiece_model_pb2
 
-    model = sentencepiece_model_pb2.ModelProto()
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made at import
     model.ParseFromString(vocabulary.read_bytes())
     kind = model.trainer_spec.model_type
     settings: dict[str, Any] = {"tokenizer_class": "T5Tokenizer", "extra_ids": NUM_SENTINELS}
