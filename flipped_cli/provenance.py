@@ -18,9 +18,7 @@ CHECKPOINTS = "checkpoints"  # t5_engine.checkpoints writes them there
 OPERATIVE_GIN_FILE = "operative_config.gin"
 PACKAGES = ("flax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "seqio", "tensorflow")
 # A run may go on with other values of these; any other difference makes it another run.
-MAY_CHANGE = frozenset(
-    {"steps", "checkpoint_period", "log_period", "model_parallelism", "data_dir"}
-)
+MAY_CHANGE = frozenset({"steps", "data_dir"})
 # Fields of the model that say how it is computed, not what: they may change too.
 EXECUTION_FIELDS = frozenset({"remat", "attention", "unroll_layers"})
 
