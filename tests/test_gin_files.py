@@ -113,7 +113,7 @@ def test_train_gets_the_values_of_its_files() -> None:
         ["gin/models/tiny.gin", "gin/recipes/flipped.gin", "gin/runs/train.gin"],
         ("MODEL_DIR", "'a'"),
         ("VOCAB_PATH", "'b'"),
-        ("train.steps", "7"),
+        ("training.train.steps", "7"),  # T5X, where it was tested before, has a `train` too
     )
     values = gin.get_bindings(training.train)
     assert (values["model_dir"], values["steps"], values["batch_size"]) == ("a", 7, 240)
@@ -125,7 +125,10 @@ def test_train_gets_the_values_of_its_files() -> None:
     [
         ([("TRAIN_STPES", "3")], r"unknown gin macro 'TRAIN_STPES'; nearest: 'TRAIN_STEPS'"),
         ([("trian.steps", "3")], r"unknown gin binding 'trian'; nearest: 'train'"),
-        ([("train.stepz", "3")], r"unknown parameter of train 'stepz'; nearest: 'steps'"),
+        (
+            [("training.train.stepz", "3")],
+            r"unknown parameter of training.train 'stepz'; nearest: 'steps'",
+        ),
         ([("TRAIN_STEPS", "%STEPSS")], r"unknown gin macro 'STEPSS'; nearest: .*STEPS"),
         ([("LENGTH_BUCKETS", "[(1, 2)")], r"--gin.LENGTH_BUCKETS: not gin syntax"),
         ([("VOCAB_PATH", "%gin.REQUIRED")], r"required gin binding is missing: --gin.VOCAB_PATH=…"),
