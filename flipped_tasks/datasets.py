@@ -113,7 +113,7 @@ class DatasetSpec:
             if column not in row:
                 hint = unknown("column", column, row).args[0].split("; ", 1)[1]
                 raise UserError(
-                    f"{self._where(number)}: missing column {prefix + column!r}; the row has: {hint}"
+                    f"{self._where(number)}: missing column {prefix + column!r}; among the row's, {hint}"
                 )
             value = row[column]
             if isinstance(kind, Mapping) and value is not None:
