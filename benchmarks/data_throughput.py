@@ -140,7 +140,7 @@ def memory(data_dir: str, vocab: str, count: int) -> None:
     registration.register(data_dir, vocab, ["direct"])
     found = batches("direct_train", LENGTHS, BATCH, seed=0)
     readings = collections.deque[float]()
-    for step in range(220_000 // BATCH + 1):
+    for step in range(237_000 // BATCH + 1):
         next(found)
         if step * BATCH >= 20_000 and step % 100 == 84:
             gc.collect()
