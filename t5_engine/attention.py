@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flipped_errors import UserError
+from t5_engine.axes import platform
 from t5_engine.ragged import MASKED
 
 
@@ -61,10 +62,9 @@ def attend_by_cudnn(
     Raises:
       UserError: not on an NVIDIA GPU, or an odd number of queries or keys.
     """
-    if jax.default_backend() != "gpu":
+    if platform() != "gpu":
         raise UserError(
-            f"attention: 'cudnn' runs on NVIDIA GPUs, and the device here is {jax.default_backend()!r}; "
-            "use 'plain'"
+            f"attention: 'cudnn' runs on NVIDIA GPUs, and the device here is {platform()!r}; use 'plain'"
         )
     queries, keys = query.shape[1], key.shape[1]
     if queries % 2 or keys % 2:

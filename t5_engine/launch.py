@@ -27,7 +27,7 @@ _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID",
 _ROLL_CALL_PORT = 8477  # beside JAX's own, where that is chosen by JAX
 _PAUSE = 0.2
 # On CPUs XLA may begin collectives that do not depend on each other in another order in each process, which ends them
-# all ("distributed collective mismatch"); its plain scheduler keeps one order. Nothing else is changed by it.
+# all ("distributed collective mismatch"); with its plain scheduler that was not seen.
 _CPU_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler"
 
 
@@ -252,6 +252,7 @@ def _is_tpu_host() -> bool:
 
 def _initialize(timeout: float, **settings: Any) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
-    if _CPU_ORDER not in flags:
+    # On CPUs only: a build of XLA that does not know a flag ends the process.
+    if jax.config.jax_platforms == "cpu" and _CPU_ORDER not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_CPU_ORDER}=false".strip()
     jax.distributed.initialize(initialization_timeout=int(max(1, timeout)), **settings)

@@ -212,7 +212,7 @@ class Scorer:
         for name, buckets in (("inputs", input_buckets), ("targets", target_buckets)):
             if not buckets or buckets[0] < 1 or list(buckets) != sorted(set(buckets)):
                 raise UserError(f"buckets of {name}: expected rising numbers from 1, got {buckets}")
-        self._config = model_config.replace(dropout_rate=0.0, remat="none", attention="plain")
+        self._config = _scoring(model_config)
         self._mesh = mesh or partitioning.make_mesh(devices=jax.devices()[:1])
         self._params = jax.device_put(
             params, partitioning.param_shardings(model_config, self._mesh)
@@ -346,9 +346,14 @@ class Scorer:
         return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
 
+def _scoring(config: T5Config) -> T5Config:
+    """The model as it is scored with, whatever it was trained with."""
+    return config.replace(dropout_rate=0.0, remat="none", attention="plain")
+
+
 def traced(config: T5Config, mesh: jax.sharding.Mesh, shape: Shape) -> dict[str, Any]:
     """The two programs of a batch of that shape, "encode" and "decode", without any parameters at hand."""
-    config = config.replace(dropout_rate=0.0, remat="none")
+    config = _scoring(config)
     params = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract_params(config),
