@@ -12,6 +12,7 @@ in bold.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import pathlib
@@ -26,19 +27,20 @@ TOPOLOGIES = (
     *("v4:2x2x1", "v4:2x2x4", "v4:4x4x4", "v4:4x8x8"),
     *("v5p:2x2x1", "v5p:2x2x4", "v5p:4x4x4", "v5p:4x8x8"),
 )
-MESHES = {4: ((1, True), (4, False)), 16: ((1, True), (4, True)), 64: ((1, True), (4, True))}
-LARGE_MESHES = ((1, True), (4, True), (8, True))
+FSDP_ALONE = (1, True)
+OTHER_MESHES = ((2, True), (4, True), (4, False), (8, True))
 KEY = ("name", "method", "topology", "model_parallelism", "fsdp", "remat")
 
 
 def configurations() -> Iterator[dict[str, Any]]:
-    """Several meshes for each model, method and topology; the smaller topologies first."""
-    for topology in sorted(TOPOLOGIES, key=chips):
-        for name in ("xl", "xxl"):
-            for method in ("direct", "flipped"):
-                for model_parallelism, fsdp in MESHES.get(chips(topology), LARGE_MESHES):
-                    settings = (name, method, topology, model_parallelism, fsdp, "full")
-                    yield dict(zip(KEY, settings, strict=True))
+    """FSDP alone for each model, method and topology, then the other meshes; topologies of 16 and 256 chips first."""
+    for meshes in ((FSDP_ALONE,), OTHER_MESHES):
+        for topology in sorted(TOPOLOGIES, key=lambda one: (16, 256, 64, 4).index(chips(one))):
+            for name, method in itertools.product(("xl", "xxl"), ("flipped", "direct")):
+                for model_parallelism, fsdp in meshes:
+                    if model_parallelism < chips(topology):
+                        settings = (name, method, topology, model_parallelism, fsdp, "full")
+                        yield dict(zip(KEY, settings, strict=True))
 
 
 def chips(topology: str) -> int:

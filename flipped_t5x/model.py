@@ -13,7 +13,7 @@ import seqio
 from flipped_errors import UserError, unknown
 from flipped_t5x import requirement
 from flipped_t5x.converter import PairedFeatureConverter
-from flipped_tasks.seqio_tasks import SeqioVocabulary
+from flipped_tasks.seqio_vocabulary import SeqioVocabulary
 
 requirement.prepare()
 from t5x import adafactor, losses, metrics, models

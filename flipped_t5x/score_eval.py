@@ -30,7 +30,8 @@ from flipped_tasks.datasets import dataset_names, get_dataset, usable_templates
 from flipped_tasks.methods import METHODS
 from flipped_tasks.promptsource import load_template
 from flipped_tasks.rendering import compile_template
-from flipped_tasks.seqio_tasks import SeqioVocabulary, method_features, task_name
+from flipped_tasks.seqio_tasks import method_features, task_name
+from flipped_tasks.seqio_vocabulary import SeqioVocabulary
 from mixtures import modules, suites
 from mixtures.suites import EvalTask
 

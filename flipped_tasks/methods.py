@@ -97,18 +97,18 @@ def _flip(rendered: Rendered, option: str) -> Formatted | Dropped:
     if count > NUM_SENTINELS:
         return Dropped("too_many_spans")
     targets[-1] = str(targets[-1])[:-1]
-    inputs.append(_output(option))
+    inputs.append(output(option))
     kinds.append("output")
     return Formatted(tuple(inputs), tuple(targets), tuple(kinds))
 
 
-def _output(option: str) -> str:
+def output(option: str) -> str:
     return f"\noutput: {option}"
 
 
 def with_choice(flipped: Formatted, option: str) -> Formatted:
     """A FLIPPED example with the text of another choice; the target stays."""
-    return dataclasses.replace(flipped, inputs=(*flipped.inputs[:-1], _output(option)))
+    return dataclasses.replace(flipped, inputs=(*flipped.inputs[:-1], output(option)))
 
 
 def to_text(pieces: Iterable[Piece]) -> str:

@@ -11,27 +11,26 @@ Everything random is drawn after `CacheDatasetPlaceholder`, from (seed, epoch, e
 from __future__ import annotations
 
 import array
-import dataclasses
 import functools
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import orjson
 import seqio
 import tensorflow as tf
 
 from flipped_errors import UserError, unknown
-from flipped_tasks import promptsource, stream, tokens
+from flipped_tasks import stream
 from flipped_tasks.caching import SharedCacheTask
 from flipped_tasks.datasets import check_template, get_dataset, slug, training_templates
+from flipped_tasks.drafts import Draft, TemplateWriter, Write
 from flipped_tasks.draws import draw
-from flipped_tasks.methods import METHODS, Formatted, format_example
-from flipped_tasks.rendering import Dropped, Rendered, compile_template, template_rng
+from flipped_tasks.methods import METHODS
+from flipped_tasks.rendering import Dropped
 from flipped_tasks.row_source import RowSource, row_source
+from flipped_tasks.seqio_vocabulary import SeqioVocabulary
 
 log = logging.getLogger(__name__)
 
@@ -40,96 +39,6 @@ _ATTEMPTS = 64  # examples that are tried for one position before the dataset co
 _EARLY = 1_000  # examples after which a task that drops too many says so
 _UNCUT = 1 << 30
 _NO_SEED = 0  # draws of a reading that is neither seeded nor shuffled, such as an evaluation
-
-
-class SeqioVocabulary(seqio.Vocabulary):
-    """`tokens.Vocabulary` as SeqIO and T5X want it; vocab_size counts ids, not padded embedding rows."""
-
-    def __init__(self, path: str):
-        """Args: path: the SentencePiece model, which has no sentinels."""
-        super().__init__(extra_ids=100)
-        self.path = str(path)
-
-    @functools.cached_property
-    def tokens(self) -> tokens.Vocabulary:
-        """The vocabulary itself, read when first needed."""
-        return load_vocabulary(self.path)
-
-    @property
-    def eos_id(self) -> int:
-        return tokens.Vocabulary.eos
-
-    @property
-    def pad_id(self) -> int:
-        return tokens.Vocabulary.pad
-
-    @property
-    def bos_id(self) -> int:
-        return tokens.Vocabulary.pad
-
-    @property
-    def unk_id(self) -> int:
-        return tokens.Vocabulary.unk
-
-    @property
-    def _base_vocab_size(self) -> int:
-        return self.tokens.sentinel(0) + 1
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids in use, sentinels included: 32,100 for T5."""
-        return self._base_vocab_size
-
-    def _encode(self, s: str) -> Sequence[int]:
-        return self.tokens.encode(s)
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self.tokens.decode(ids)
-
-    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        def run(text: bytes | np.ndarray) -> np.ndarray:
-            plain = text if isinstance(text, bytes) else text.item()  # an array outside of graphs
-            return np.asarray(self.tokens.encode(plain.decode()), np.int32)
-
-        return tf.ensure_shape(tf.numpy_function(run, [tf.convert_to_tensor(s)], tf.int32), [None])
-
-    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-        def run(row: np.ndarray) -> bytes:
-            return self.tokens.decode(row.tolist()).encode()
-
-        return tf.ensure_shape(tf.numpy_function(run, [ids], tf.string), [])
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, SeqioVocabulary) and self.path == other.path
-
-    def __hash__(self) -> int:
-        return hash(self.path)
-
-
-@functools.lru_cache(maxsize=8)
-def load_vocabulary(path: str) -> tokens.Vocabulary:
-    """The vocabulary of a SentencePiece file, read once in a process."""
-    return tokens.Vocabulary.from_file(path)
-
-
-@dataclasses.dataclass(frozen=True)
-class Ids:
-    """Token ids of one training example.
-
-    Attributes:
-      inputs, targets: with eos where it belongs.
-      wrong_inputs: FLIPPED's inputs with a wrong choice; empty where there is none.
-      form: how the example was put, such as the template's name.
-    """
-
-    inputs: Sequence[int]
-    targets: Sequence[int]
-    wrong_inputs: Sequence[int] = ()
-    form: str = ""
-
-
-# (row, example's number, epoch, seed, lengths) → ids, or why there are none.
-Encode = Callable[[bytes, int, int, int, Mapping[str, int]], Ids | Dropped]
 
 
 class RowTask(SharedCacheTask):
@@ -142,16 +51,16 @@ class RowTask(SharedCacheTask):
     """
 
     def __init__(
-        self, name: str, source: RowSource, features: Mapping[str, seqio.Feature], encode: Encode,
+        self, name: str, source: RowSource, features: Mapping[str, seqio.Feature], write: Write,
         one_per_position: bool, order_key: str,
     ):  # fmt: skip
         """Arguments:
-        encode: makes one example.
+        write: makes one example.
         one_per_position: another example takes the place of one that is dropped.
         order_key: what the order is drawn for; tasks with the same key meet the examples in the same order.
         """
         self.rows = source
-        self.encode = encode
+        self.write = write
         self.one_per_position = one_per_position
         self.order_key = order_key
         self.counts: Counter[str] = Counter()
@@ -216,9 +125,9 @@ class RowTask(SharedCacheTask):
             )  # fmt: skip
 
     def example(
-        self, row: bytes, number: int, epoch: int, how: stream.Reading, lengths: Mapping[str, int]
-    ) -> tuple[Ids, int] | None:
-        """The ids of the example at a position and its row number; None where it is dropped.
+        self, row: bytes, number: int, epoch: int, how: stream.Reading
+    ) -> tuple[Draft, int] | None:
+        """The example at a position and its row number; None where it is dropped.
 
         Raises:
           UserError: no example of the split can be used.
@@ -232,8 +141,8 @@ class RowTask(SharedCacheTask):
                 row, taken = payloads.rows[other], int(payloads.numbers[other])
             else:
                 taken = number
-            made = self.encode(row, taken, epoch, how.seed, lengths)
-            if isinstance(made, Ids):
+            made = self.write(row, taken, epoch, how.seed)
+            if not isinstance(made, Dropped):
                 with self._lock:
                     self._read += 1
                     self.given += 1
@@ -272,17 +181,20 @@ def _render(
     how = stream.current_reading()
     lengths = {key: (sequence_length or {}).get(key) or _UNCUT for key in ("inputs", "targets")}
     keys = tuple(task.output_features)
+    vocab = task.output_features["inputs"].vocabulary
 
     def run(rows: np.ndarray, numbers: np.ndarray, positions: np.ndarray) -> list[np.ndarray]:
         try:
             made = [
-                task.example(row, int(number), int(position) // how.size, how, lengths)
+                task.example(row, int(number), int(position) // how.size, how)
                 for row, number, position in zip(rows, numbers, positions, strict=True)
             ]
         except UserError as error:
             task.failure = error
             raise
-        found = [example for example in made if example is not None]
+        drafts = [example for example in made if example is not None]
+        vocab.tokens.encode_ahead(text for draft, _ in drafts for text in draft.texts())
+        found = [(draft.ids(lengths), taken) for draft, taken in drafts]
         names = [
             f"{task.order_key}/{how.split}/{taken}/{ids.form}".encode() for ids, taken in found
         ]
@@ -318,99 +230,6 @@ def _stack(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     for row, ids in zip(out, lists, strict=True):
         row[: len(ids)] = array.array("i", ids)  # NumPy is slower at lists
     return out, lengths
-
-
-class TemplateEncoder:
-    """Makes the ids of one method from a row, with a template that is drawn or given."""
-
-    def __init__(
-        self,
-        dataset: str,
-        method: str,
-        templates: Sequence[str],
-        vocab: SeqioVocabulary,
-        input_eos: bool,
-    ):
-        """Args: templates: one is drawn for each example and epoch; input_eos: inputs end with eos."""
-        self.dataset, self.method, self.input_eos = dataset, method, input_eos
-        self._names = tuple(templates)
-        self._vocab = vocab
-        self.task: RowTask | None = None  # whose counts are kept
-
-    @functools.cached_property
-    def _templates(self) -> tuple[Any, ...]:
-        return tuple(
-            compile_template(promptsource.load_template(self.dataset, name)) for name in self._names
-        )
-
-    def __call__(
-        self, row: bytes, number: int, epoch: int, seed: int, lengths: Mapping[str, int]
-    ) -> Ids | Dropped:
-        """Ids under the drawn template, or under another one where that drops the row; else the last reason."""
-        columns = orjson.loads(row)
-        left = list(self._templates)
-        while True:
-            template = left.pop(
-                draw(len(left), seed, self.dataset, "template", epoch, number, len(left))
-            )
-            name = template.spec.name
-            rendered = template.render(columns, template_rng(seed, name, f"{epoch}/{number}"))
-            made: Ids | Dropped
-            if isinstance(rendered, Dropped):
-                made = rendered
-            else:
-                draws = (seed, self.dataset, "wrong", epoch, number)
-                made = self._encode(rendered, name, draws, lengths)
-            if isinstance(made, Ids) or not left:
-                return made
-            self._count(made.reason)
-
-    def _encode(
-        self,
-        rendered: Rendered,
-        name: str,
-        draws: tuple[int | str, ...],
-        lengths: Mapping[str, int],
-    ) -> Ids | Dropped:
-        formatted = format_example(self.method, rendered, rendered.correct)
-        if isinstance(formatted, Dropped):
-            return formatted
-        encoded = tokens.encode(formatted, self._vocab.tokens, lengths, self.input_eos)
-        if encoded.inputs_cut:
-            self._count("inputs_cut")
-        if encoded.targets_cut:
-            self._count("targets_cut")
-        wrong: Sequence[int] = ()
-        if self.method == "flipped":
-            wrong = self._wrong_inputs(rendered, formatted, encoded, draws, lengths)
-        return Ids(encoded.inputs, encoded.targets, wrong, name)
-
-    def _wrong_inputs(
-        self,
-        rendered: Rendered,
-        formatted: Formatted,
-        encoded: tokens.Encoded,
-        draws: tuple[int | str, ...],
-        lengths: Mapping[str, int],
-    ) -> Sequence[int]:
-        """Inputs with a wrong choice, uniform over the options whose text is another; empty without one."""
-        wrong = [place for place, text in enumerate(rendered.choices) if text != rendered.target]
-        if not wrong:
-            self._count("one_choice")
-            return ()
-        option = rendered.choices[wrong[draw(len(wrong), *draws)]]
-        ids = tokens.encode_with_choice(
-            formatted, encoded, option, self._vocab.tokens, lengths, self.input_eos
-        )
-        if ids == encoded.inputs:
-            # Options that differ as text and not as ids would be taught and untaught at once.
-            self._count("wrong_choice_same_ids")
-            return ()
-        return ids
-
-    def _count(self, reason: str) -> None:
-        if self.task is not None:
-            self.task.count(reason)
 
 
 def method_features(
@@ -462,13 +281,13 @@ def register_task(
         else training_templates(spec, method)
     )
     vocab = SeqioVocabulary(vocab_path)
-    encoder = TemplateEncoder(dataset, method, names, vocab, input_eos)
+    writer = TemplateWriter(dataset, method, names, vocab, input_eos)
     source = row_source(dataset, data_dir)
     task = RowTask(
-        task_name(dataset, method, template), source, method_features(vocab, method, input_eos), encoder,
+        task_name(dataset, method, template), source, method_features(vocab, method, input_eos), writer,
         one_per_position=template is None, order_key=dataset,
     )  # fmt: skip
-    encoder.task = task
+    writer.on_count = task.count
     return add_task(task)
 
 

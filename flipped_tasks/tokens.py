@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from flipped_tasks.methods import NUM_SENTINELS, Formatted, Piece, PieceKind, wi
 _ROW_MULTIPLE = 128  # embedding rows are padded to it: 32,100 become T5's 32,128
 _SPACE = "▁"  # how SentencePiece writes a space
 _SHORT = 256  # characters; instruction and options repeat, long instance texts rarely do
+_SHORT_KEPT, _LONG_KEPT = 32_768, 1_024  # texts whose ids are kept
+_THREADS = min(8, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else 1
 
 
 class Vocabulary:
@@ -37,8 +40,8 @@ class Vocabulary:
         self._pieces = processor.get_piece_size()
         total = self._pieces + NUM_SENTINELS
         self.size = -(-total // _ROW_MULTIPLE) * _ROW_MULTIPLE
-        self._short = functools.lru_cache(maxsize=32768)(self._encode)
-        self._long = functools.lru_cache(maxsize=512)(self._encode)
+        self._short: dict[str, tuple[int, ...]] = {}
+        self._long: dict[str, tuple[int, ...]] = {}
         self.prefix = functools.lru_cache(maxsize=512)(self._prefix)
         self._cut_pieces = functools.lru_cache(maxsize=64)(processor.encode_as_pieces)
         self.spans = functools.lru_cache(maxsize=4096)(self._spans)
@@ -91,11 +94,38 @@ class Vocabulary:
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Ids of a text without eos; sentinels are not looked for in it."""
-        return self._short(text) if len(text) <= _SHORT else self._long(text)
+        known = self._short if len(text) <= _SHORT else self._long
+        ids = known.get(text)
+        if ids is None:
+            ids = self._encode(text)
+            self._keep([(text, ids)])
+        return ids
+
+    def encode_ahead(self, texts: Iterable[str]) -> None:
+        """Encodes what `encode_text` will be asked for, in several threads, and keeps it for then.
+
+        SentencePiece holds Python's lock all the while: only so do several cores work on one process's texts.
+        """
+        fresh = [
+            text
+            for text in dict.fromkeys(texts)
+            if text not in (self._short if len(text) <= _SHORT else self._long)
+        ]
+        if fresh:
+            found = self._processor.encode(fresh, num_threads=_THREADS)
+            self._keep(zip(fresh, map(tuple, found), strict=True))
+
+    def _keep(self, found: Iterable[tuple[str, tuple[int, ...]]]) -> None:
+        for text, ids in found:
+            short = len(text) <= _SHORT
+            known, kept = (self._short, _SHORT_KEPT) if short else (self._long, _LONG_KEPT)
+            if len(known) >= kept:
+                known.clear()
+            known[text] = ids
 
     def count(self, text: str) -> int:
         """The number of ids of a text that `prefix` may be asked to shorten."""
-        return len(self._short(text) if len(text) <= _SHORT else self._cut_pieces(text))
+        return len(self.encode_text(text) if len(text) <= _SHORT else self._cut_pieces(text))
 
     def encode(self, text: str) -> list[int]:
         """Like `encode_text`, as a new list."""
@@ -194,6 +224,13 @@ def encode(
     return Encoded(inputs, [*ids[:room], vocab.eos], inputs_cut, max(0, len(ids) - room))
 
 
+def texts(formatted: Formatted) -> list[str]:
+    """What `encode` asks the vocabulary for: for `Vocabulary.encode_ahead`."""
+    runs = _runs(formatted.inputs, formatted.input_kinds)
+    targets = formatted.targets if len(formatted.targets) == 1 else ()
+    return [run for run in (*runs, *targets) if isinstance(run, str)]
+
+
 def encode_with_choice(
     flipped: Formatted,
     encoded: Encoded,
@@ -232,25 +269,32 @@ def _encode_inputs(
 
 
 def _ids(pieces: Sequence[Piece], kinds: Sequence[PieceKind], vocab: Vocabulary) -> list[int]:
-    """Ids of all pieces. Neighbouring texts are encoded as one, for words may run across them; an
-    output piece begins with whitespace or stands alone, where no token runs across, and is encoded
-    on its own."""
+    """Ids of all pieces."""
     ids: list[int] = []
-    run = ""
+    for run in _runs(pieces, kinds):
+        if isinstance(run, str):
+            ids += vocab.encode_text(run)
+        else:
+            ids.append(vocab.sentinel(run))
+    return ids
+
+
+def _runs(pieces: Sequence[Piece], kinds: Sequence[PieceKind]) -> list[Piece]:
+    """What is encoded on its own. Neighbouring texts are one, for words may run across them; an output piece begins
+    with whitespace or stands alone, where no token runs across, and stays apart."""
+    runs: list[Piece] = []
+    text = ""
     for piece, kind in zip(pieces, kinds, strict=True):
         if isinstance(piece, str) and kind != "output":
-            run += piece
+            text += piece
             continue
-        if run:
-            ids += vocab.encode_text(run)
-            run = ""
-        if isinstance(piece, str):
-            ids += vocab.encode_text(piece)
-        else:
-            ids.append(vocab.sentinel(piece))
-    if run:
-        ids += vocab.encode_text(run)
-    return ids
+        if text:
+            runs.append(text)
+            text = ""
+        runs.append(piece)
+    if text:
+        runs.append(text)
+    return runs
 
 
 def _fit(formatted: Formatted, vocab: Vocabulary, limit: int) -> list[int]:

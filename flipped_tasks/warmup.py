@@ -17,15 +17,17 @@ import orjson
 
 from flipped_errors import UserError
 from flipped_tasks import sources, tokens
+from flipped_tasks.drafts import Ids
 from flipped_tasks.draws import generator
 from flipped_tasks.methods import NUM_SENTINELS
 from flipped_tasks.rendering import Dropped
 from flipped_tasks.row_source import RowSource
-from flipped_tasks.seqio_tasks import Ids, RowTask, SeqioVocabulary, add_task, method_features
+from flipped_tasks.seqio_tasks import RowTask, add_task, method_features
+from flipped_tasks.seqio_vocabulary import SeqioVocabulary
 
 
 @dataclasses.dataclass(frozen=True)
-class TextEncoder:
+class TextWriter:
     """Makes (inputs, targets) from one text.
 
     Attributes:
@@ -46,26 +48,49 @@ class TextEncoder:
     mean_span_length: float
     input_eos: bool
 
-    def __call__(
-        self, row: bytes, number: int, epoch: int, seed: int, lengths: Mapping[str, int]
-    ) -> Ids | Dropped:
-        """Ids of a text; `Dropped('too_short')` below two ids."""
+    def __call__(self, row: bytes, number: int, epoch: int, seed: int) -> TextDraft | Dropped:
+        """`Dropped('too_short')` below two ids."""
         vocab = self.vocab.tokens
         before, tab, after = orjson.loads(row).partition("\t")
         start = vocab.encode(before)
-        ids = (start + vocab.encode(after))[: lengths["inputs"] - 1 + lengths["targets"] - 1]
+        ids = start + vocab.encode(after)
         if len(ids) < 2:
             return Dropped("too_short")
-        rng = generator(seed, self.name, epoch, number)
-        if rng.random() < self.prefix_lm_share:
-            place = len(start) if tab else None
-            form, (inputs, targets) = "prefix_lm", _split(ids, lengths, rng, place)
-        elif tab:
-            form, (inputs, targets) = "holes", with_holes(start, ids[len(start) :], vocab, rng)
+        cut = len(start) if tab else None
+        return TextDraft(self, ids, cut, generator(seed, self.name, epoch, number))
+
+
+@dataclasses.dataclass(frozen=True)
+class TextDraft:
+    """One text as ids; see `drafts.Draft`.
+
+    Attributes:
+      writer: who made it.
+      tokens: all ids of the text, at least two.
+      cut: the place where the text says it is to be cut.
+      rng: of this example.
+    """
+
+    writer: TextWriter
+    tokens: list[int]
+    cut: int | None
+    rng: np.random.Generator
+
+    def texts(self) -> Sequence[str]:
+        return ()
+
+    def ids(self, lengths: Mapping[str, int]) -> Ids:
+        writer, rng, vocab = self.writer, self.rng, self.writer.vocab.tokens
+        tokens = self.tokens[: max(2, lengths["inputs"] - 1 + lengths["targets"] - 1)]
+        if rng.random() < writer.prefix_lm_share:
+            form, (inputs, targets) = "prefix_lm", _split(tokens, lengths, rng, self.cut)
+        elif self.cut is not None:
+            start = self.tokens[: self.cut]
+            form, (inputs, targets) = "holes", with_holes(start, tokens[self.cut :], vocab, rng)
         else:
-            mask = noise_mask(len(ids), self.noise_density, self.mean_span_length, rng)
-            form, (inputs, targets) = "span_corruption", corrupt(ids, mask, vocab)
-        end = [vocab.eos] if self.input_eos else []
+            mask = noise_mask(len(tokens), writer.noise_density, writer.mean_span_length, rng)
+            form, (inputs, targets) = "span_corruption", corrupt(tokens, mask, vocab)
+        end = [vocab.eos] if writer.input_eos else []
         return Ids(
             inputs[: lengths["inputs"] - len(end)] + end,
             targets[: lengths["targets"] - 1] + [vocab.eos],
@@ -160,7 +185,7 @@ def register_text_task(
       name: the task's name.
       texts: gives the texts, one example each; called once, when they are first needed.
       vocab_path: the SentencePiece model.
-      prefix_lm_share: see `TextEncoder`, as for the others.
+      prefix_lm_share: see `TextWriter`, as for the others.
 
     Raises:
       UserError: a share is not between 0 and 1, or the mean run is below 1.
@@ -173,7 +198,7 @@ def register_text_task(
         if not low <= value <= high:
             raise UserError(f"{field}: expected {low} to {high}, got {value}")
     vocab = SeqioVocabulary(vocab_path)
-    encoder = TextEncoder(name, vocab, prefix_lm_share, noise_density, mean_span_length, input_eos)
+    writer = TextWriter(name, vocab, prefix_lm_share, noise_density, mean_span_length, input_eos)
 
     @functools.cache
     def load(split: str) -> sources.Payloads:
@@ -187,7 +212,7 @@ def register_text_task(
             name,
             RowSource(name, load, lambda: ("train",)),
             method_features(vocab, "direct", input_eos),
-            encoder,
+            writer,
             one_per_position=True,
             order_key=name,
         )  # fmt: skip

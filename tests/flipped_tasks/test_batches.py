@@ -161,8 +161,8 @@ def test_tasks_are_drawn_at_their_rates(mixture):
 def test_a_far_restart_renders_nothing_of_what_came_before(mixture, monkeypatch):
     task = seqio.TaskRegistry.get("flipped.glue_mrpc")
     made = []
-    encode = task.encode
-    monkeypatch.setattr(task, "encode", lambda *a: made.append(a[2]) or encode(*a))
+    encode = task.write
+    monkeypatch.setattr(task, "write", lambda *a: made.append(a[2]) or encode(*a))
     began = time.monotonic()
     take(mixture, 1, start_step=100_000)
     assert time.monotonic() - began < 20
@@ -263,7 +263,7 @@ def test_no_wrong_choice_has_weight_0():
 
 def test_an_error_of_the_data_comes_out_as_a_user_error(mixture, monkeypatch):
     task = seqio.TaskRegistry.get("flipped.imdb")
-    monkeypatch.setattr(task, "encode", lambda *_: seqio_tasks.Dropped("hopeless"))
+    monkeypatch.setattr(task, "write", lambda *_: seqio_tasks.Dropped("hopeless"))
     with pytest.raises(UserError, match="'flipped.imdb'.*no example can be used"):
         take(mixture, 20)
 

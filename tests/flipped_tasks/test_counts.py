@@ -49,8 +49,8 @@ def test_a_task_tells_what_it_cut_and_dropped(task):
 
 def test_a_task_that_drops_too_much_says_so_while_it_runs(task, caplog, monkeypatch):
     monkeypatch.setattr(seqio_tasks, "_EARLY", 16)
-    encode, calls = task.encode, itertools.count()
-    task.encode = lambda *how: seqio_tasks.Dropped("odd") if next(calls) % 3 == 0 else encode(*how)
+    encode, calls = task.write, itertools.count()
+    task.write = lambda *how: seqio_tasks.Dropped("odd") if next(calls) % 3 == 0 else encode(*how)
     with caplog.at_level(logging.WARNING):
         next(batches(task.name, {"inputs": 64, "targets": 32}, 32, 0))
     (told,) = [record.message for record in caplog.records if "odd" in record.message]
@@ -59,7 +59,7 @@ def test_a_task_that_drops_too_much_says_so_while_it_runs(task, caplog, monkeypa
 
 
 def test_all_dropped_is_an_error(task):
-    task.encode = lambda *_: seqio_tasks.Dropped("odd")
+    task.write = lambda *_: seqio_tasks.Dropped("odd")
     with pytest.raises(
         UserError, match="'flipped.imdb', split 'train': no example can be used .* odd"
     ):

@@ -13,7 +13,8 @@ from flipped_tasks.datasets import usable_templates
 from flipped_tasks.methods import format_example
 from flipped_tasks.promptsource import load_template
 from flipped_tasks.rendering import compile_template, template_rng
-from flipped_tasks.seqio_tasks import SeqioVocabulary, drop_counts, register_task, task_name
+from flipped_tasks.seqio_tasks import drop_counts, register_task, task_name
+from flipped_tasks.seqio_vocabulary import SeqioVocabulary
 from mixtures import catalog  # noqa: F401
 
 LENGTHS = {"inputs": 256, "targets": 64}
@@ -187,7 +188,7 @@ def test_a_training_task_takes_another_example_where_no_template_fits(tmp_path, 
     task = register_task(
         "glue/mrpc", "direct", None, write(tmp_path, "glue/mrpc", rows), small_vocab_path
     )
-    encode = task.encode
+    encode = task.write
 
     def picky(row, *rest):
         return (
@@ -196,7 +197,7 @@ def test_a_training_task_takes_another_example_where_no_template_fits(tmp_path, 
             else encode(row, *rest)
         )
 
-    task.encode = picky
+    task.write = picky
     found = read(task)
     numbers = [int(example["example_id"].decode().split("/")[3]) for example in found]
     assert len(found) == 20 and numbers[3:] == list(range(3, 20)) and min(numbers) >= 3
@@ -208,7 +209,7 @@ def test_a_split_without_one_usable_example_is_an_error(tmp_path, small_vocab_pa
     task = register_task(
         "glue/mrpc", "direct", template, write(tmp_path, "glue/mrpc", pairs(5)), small_vocab_path
     )
-    task.encode = lambda *_: seqio_tasks.Dropped("hopeless")
+    task.write = lambda *_: seqio_tasks.Dropped("hopeless")
     with pytest.raises(Exception, match="no example can be used .* hopeless"):
         read(task)
     assert isinstance(task.failure, UserError)

@@ -17,7 +17,7 @@ from flipped_errors import UserError
 from flipped_tasks.methods import Formatted, format_example
 from flipped_tasks.promptsource import TemplateSpec
 from flipped_tasks.rendering import CompiledTemplate, Rendered
-from flipped_tasks.tokens import Encoded, Vocabulary, encode
+from flipped_tasks.tokens import Encoded, Vocabulary, encode, texts
 
 FULL = {"inputs": 512, "targets": 128}
 WORDS = "the boat moved on a river under old stone bridges while Yes No output input read and why".split()
@@ -124,6 +124,29 @@ def test_encoded_lists_are_the_callers_own(small: Vocabulary) -> None:
     ids = small.encode("the river")
     ids.append(7)
     assert small.encode("the river") == ids[:-1]
+
+
+def test_texts_encoded_ahead_have_the_ids_of_texts_alone(small_path: pathlib.Path) -> None:
+    river = " ".join(f"the river {number} was old" for number in range(40))
+    some = ["", "the river", " old  boat ", "the river", river, river[7:], "input: ", "é\u3000ß"]
+    alone, ahead = Vocabulary.from_file(small_path), Vocabulary.from_file(small_path)
+    ahead.encode_ahead(some)
+    ahead.encode_ahead([])
+    assert [ahead.encode_text(text) for text in some] == [alone.encode_text(text) for text in some]
+
+
+def test_what_an_example_asks_for_is_known_ahead(
+    small_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vocab = Vocabulary.from_file(small_path)
+    for method in ("direct", "channel"):
+        asked = formatted(
+            method, example("Read {{ a }} and {{ b }}?", a="the river", b="why " * 90)
+        )
+        vocab.encode_ahead(texts(asked))
+        with monkeypatch.context() as patch:
+            patch.setattr(vocab, "_encode", lambda text: pytest.fail(f"not known: {text!r}"))
+            encode(asked, vocab, FULL)
 
 
 def test_decode_writes_sentinels_and_skips_padding(small: Vocabulary) -> None:

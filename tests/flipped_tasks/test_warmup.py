@@ -10,7 +10,7 @@ from flipped_tasks import warmup
 from flipped_tasks.batches import batches
 from flipped_tasks.draws import generator
 from flipped_tasks.embedded import warmup_texts
-from flipped_tasks.seqio_tasks import load_vocabulary
+from flipped_tasks.seqio_vocabulary import load_vocabulary
 from flipped_tasks.warmup import register_text_task
 
 LENGTHS = {"inputs": 64, "targets": 64}
