@@ -39,7 +39,8 @@ def test_the_skeleton_works_at_once(tmp_path):
 def test_a_training_run_on_a_mixture_with_ones_own_dataset(
     tmp_path, monkeypatch, capsys, small_vocab_path
 ):
-    """`python train.py`, two steps: modules are loaded, rates are kept, a template is left out on demand."""
+    """`train.py`, two steps: modules are loaded, rates kept, a template left out; `eval.py` then reads that run."""
+    import eval as evaluation
     import train
     from flipped_tasks import batches
 
@@ -77,6 +78,16 @@ def test_a_training_run_on_a_mixture_with_ones_own_dataset(
     assert abs(len(ours) / 128 - 3 / 4) < 4 * (3 / 16 / 128) ** 0.5
     assert all(i.startswith("rotten_tomatoes/train/") for i in set(met[:128]) - set(ours))
     assert "flipped.kettles: 1 unlabelled of 9 rows (11.1%)" in capsys.readouterr().out
+    words = {
+        "CHECKPOINT_PATH": str(model_dir), "SUITES": ["kettles"], "TASK_MODULES": [EXAMPLE],
+        "EVAL_OUTPUT_DIR": str(tmp_path / "results"),
+    }  # fmt: skip
+    evaluation.main(
+        ["--gin_file=gin/runs/eval.gin"] + [f"--gin.{n}={v!r}" for n, v in words.items()]
+    )
+    results = json.loads((tmp_path / "results/results.json").read_text(encoding="utf-8"))
+    assert not results["not_run"]
+    assert "flipped: chosen kettles: 1 templates, 4 examples" in capsys.readouterr().out
 
 
 def test_lint_is_a_table_and_its_exit_code_tells_what_is_wrong(tmp_path):
