@@ -41,15 +41,77 @@ def attend_plainly(
     Returns:
       [B', T, N, H], of the values' type.
     """
-    logits = jnp.einsum("BTNH,BSNH->BNTS", query, key, preferred_element_type=jnp.float32)
-    if bias.position is not None:
-        logits = logits + bias.position
+    hidden = jnp.zeros((1, 1, 1, 1))
     if causal:
-        logits = logits + causal_bias(query.shape[1])
+        hidden = hidden + causal_bias(query.shape[1])
     if bias.words is not None:
-        logits = logits + padding_bias(bias.words)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("BNTS,BSNH->BTNH", weights, value)
+        hidden = hidden + padding_bias(bias.words)
+    return _weighted_means(query, key, value, bias.position, hidden)
+
+
+# Its own gradient keeps as little as possible of the largest arrays, [B', N, T, S], in memory: accelerators spend more
+# time on reading and writing them than on the arithmetic.
+@jax.custom_vjp
+def _weighted_means(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    position: jax.Array | None,
+    hidden: jax.Array,
+) -> jax.Array:
+    """Without its derivative with respect to `hidden`, which is added to the logits, 0 or MASKED."""
+    return _forward(query, key, value, position, hidden)[0]
+
+
+_Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array, jax.Array]
+
+
+def _forward(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    position: jax.Array | None,
+    hidden: jax.Array,
+) -> tuple[jax.Array, _Saved]:
+    logits = jnp.einsum("BTNH,BSNH->BNTS", query, key, preferred_element_type=jnp.float32)
+    if position is not None:
+        logits = logits + position
+    logits = logits + hidden
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    total = jnp.sum(weights, axis=-1)  # [B', N, T]
+    weights = weights.astype(value.dtype)
+    means = jnp.einsum("BNTS,BSNH->BTNH", weights, value, preferred_element_type=jnp.float32)
+    means = (means / _by_query(total)).astype(value.dtype)
+    return means, (query, key, value, position, weights, total, means)
+
+
+def _backward(saved: _Saved, gradient: jax.Array) -> tuple[jax.Array | None, ...]:
+    query, key, value, position, weights, total, means = saved
+    share = gradient.astype(jnp.float32) / _by_query(total)
+    # What each query's weights have in common: sum_s weights * d weights = sum_h means * d means.
+    common = jnp.sum(share * means, axis=-1).swapaxes(1, 2)[..., None]  # [B', N, T, 1]
+    share = share.astype(value.dtype)
+    by_weight = jnp.einsum("BTNH,BSNH->BNTS", share, value, preferred_element_type=jnp.float32)
+    # Written once, and not computed anew for each of its uses.
+    by_logit = jax.lax.optimization_barrier((weights * (by_weight - common)).astype(value.dtype))
+    by_position = None
+    if position is not None:
+        by_position = jnp.sum(by_logit, axis=0, keepdims=True, dtype=jnp.float32)
+    return (
+        jnp.einsum("BNTS,BSNH->BTNH", by_logit, key),
+        jnp.einsum("BNTS,BTNH->BSNH", by_logit, query),
+        jnp.einsum("BNTS,BTNH->BSNH", weights, share),
+        by_position,
+        None,
+    )
+
+
+def _by_query(x: jax.Array) -> jax.Array:
+    """[B', N, T] -> [B', T, N, 1]."""
+    return x.swapaxes(1, 2)[..., None]
+
+
+_weighted_means.defvjp(_forward, _backward)
 
 
 def attend_by_cudnn(

@@ -79,6 +79,29 @@ class Dense(nn.Module):
         return product.reshape(*x.shape[:-1], self.features)
 
 
+class Dropout(nn.Module):
+    """Dropout that draws once along one axis: x of any shape -> the same shape.
+
+    Flax's own selects, for which TPUs write the broadcast mask to memory; a factor is applied where x is computed.
+
+    Attributes:
+      rate: the share of zeros, 0 to below 1.
+      broadcast: the axis along which the draw is the same.
+    """
+
+    rate: float
+    broadcast: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        if deterministic or not self.rate:
+            return x
+        shape = list(x.shape)
+        shape[self.broadcast] = 1
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, shape)
+        return (x * jnp.where(keep, 1 / (1 - self.rate), 0.0)).astype(x.dtype)
+
+
 class Embed(nn.Module):
     """A table of words, [V, D] in float32: ids [...] -> [..., D] in `dtype`."""
 
@@ -215,7 +238,7 @@ class Attention(nn.Module):
         value = project("value", memory, ATTENTION_INIT)
         if ragged is None:
             # The same keys are dropped for all queries of a head, as in T5X: to drop their values is the same.
-            value = nn.Dropout(config.dropout_rate, broadcast_dims=(-1,))(value, deterministic)
+            value = Dropout(config.dropout_rate, broadcast=-1)(value, deterministic)
             mixed = KERNELS[config.attention](query, key, value, bias, self.causal)
         else:
             mixed = ragged.attend(query, key, value, self._of_one_sequence(bias))
@@ -259,5 +282,5 @@ class GatedMlp(nn.Module):
             return Dense(config.mlp_dim, ("embed", "mlp"), DENSE_INIT, config.dtype, name=name)
 
         hidden = nn.gelu(into("wi_0")(x), approximate=True) * into("wi_1")(x)
-        hidden = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))(hidden, deterministic)
+        hidden = Dropout(config.dropout_rate, broadcast=-2)(hidden, deterministic)
         return Dense(config.emb_dim, ("mlp", "embed"), DENSE_INIT, config.dtype, name="wo")(hidden)

@@ -21,6 +21,8 @@ from t5_engine.layers import (
     DENSE_INIT,
     Attention,
     Dense,
+    Dropout,
+    Embed,
     GatedMlp,
     RelativePositionBias,
     RMSNorm,
@@ -36,7 +38,7 @@ Params = dict[str, Any]
 
 def _dropout(config: T5Config, x: jax.Array, deterministic: bool) -> jax.Array:
     """Dropout of the residual stream: the same features for all positions of an example, as in T5X."""
-    return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))(x, deterministic)
+    return Dropout(config.dropout_rate, broadcast=-2)(x, deterministic)
 
 
 class EncoderLayer(nn.Module):
@@ -178,15 +180,7 @@ class T5(nn.Module):
     config: T5Config
 
     def setup(self) -> None:
-        self.token_embedder = nn.Embed(
-            self.config.vocab_size,
-            self.config.emb_dim,
-            dtype=self.config.dtype,
-            param_dtype=jnp.float32,
-            embedding_init=nn.with_logical_partitioning(
-                nn.initializers.normal(stddev=1.0), ("vocab", "embed")
-            ),
-        )
+        self.token_embedder = Embed(self.config)
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
 
