@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import seqio
 import tensorflow as tf
-from etils import epath
 
 from flipped_errors import UserError
+from flipped_t5x import checkpoints
 from flipped_t5x.converter import with_wrong_length
 from flipped_tasks import stream
 from mixtures import modules, own, registration
-
-_CHECKPOINT = re.compile(r"checkpoint_(\d+)")
 
 
 def mixture(
@@ -65,7 +62,7 @@ def get_dataset(
     del num_epochs, continue_from_last_checkpoint
     if cfg.seed is None:
         raise UserError("seed: expected a number, got None: the stream is a function of it")
-    start = newest_step(model_dir)
+    start = max(checkpoints.steps(model_dir), default=0)
     provider = seqio.get_mixture_or_task(cfg.mixture_or_task_name)
     is_mixture = isinstance(provider, seqio.Mixture)
     tasks = provider.tasks if is_mixture else [provider]
@@ -106,12 +103,3 @@ def get_dataset(
     used = {name: lengths[name] for name in converter.TASK_FEATURES}
     converted = converter(examples.map(trimmed), used)
     return converted.batch(cfg.batch_size // num_shards, drop_remainder=True).prefetch(2)
-
-
-def newest_step(model_dir: str) -> int:
-    """The step of the newest T5X checkpoint in a folder; 0 where there is none."""
-    folder = epath.Path(model_dir)
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return max(
-        (int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name))), default=0
-    )
