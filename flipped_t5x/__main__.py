@@ -1,11 +1,13 @@
 """`python -m flipped_t5x train|eval|infer ARGUMENTS`: T5X's own program of that name, with its arguments.
 
 It differs from `python -m t5x.train` in this: what keeps T5X from being imported is mended or told in one line, and so
-is a mistake in gin, or one that this project's code finds while T5X runs; strings need no quotes of their own.
+is a mistake in gin, or one that this project's code finds while T5X runs; strings need no quotes of their own, and
+`--data_dir=` binds DATA_DIR.
 """
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 import traceback
@@ -29,11 +31,11 @@ def main(words: Sequence[str]) -> int:
         if words[0] not in PROGRAMS:
             raise unknown("program of T5X", words[0], PROGRAMS)
         requirement.prepare()
-        given = [
-            word.partition("=")[0].removeprefix(_BINDING) for word in words if _is_binding(word)
-        ]
-        gin_config.watch_macros(name for name in given if "." not in name)
-        sys.argv = [f"t5x.{words[0]}", *map(_quoted, words[1:])]
+        rest = [re.sub("^--data_dir=", f"{_BINDING}DATA_DIR=", word) for word in words[1:]]
+        given = [word.partition("=")[0] for word in rest if _is_binding(word)]
+        names = [name.removeprefix(_BINDING) for name in given]
+        gin_config.watch_macros([name for name in names if "." not in name])
+        sys.argv = [f"t5x.{words[0]}", *map(_quoted, rest)]
         # T5X's gin files bind what they find in `__main__`.
         runpy.run_module(f"t5x.{words[0]}", run_name="__main__", alter_sys=True)
     except UserError as error:

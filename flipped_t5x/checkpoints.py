@@ -52,10 +52,8 @@ def checked(path: str, model: Any) -> str:
     try:
         tree = t5x_files.read(path)
     except UserError as error:
-        raise UserError(
-            f"{error}; another checkpoint (ours, Hugging Face's) becomes one by: "
-            f"flipped ckpt export --to t5x {path} OUT"
-        ) from None
+        hint = f"; a checkpoint of ours or of Hugging Face becomes one: flipped ckpt export --to t5x {path} OUT"
+        raise UserError(f"{error}{hint if pathlib.Path(path).exists() else ''}") from None
     name = tree.path.rstrip("/").rpartition("/")[2]
     if not _NAME.fullmatch(name):
         raise UserError(f"{path}: T5X opens only folders named checkpoint_<step>, got {name!r}")

@@ -43,6 +43,8 @@ def get_dataset(
     continue_from_last_checkpoint: bool = False,
     *,
     model_dir: str,
+    steps: int | None = None,
+    microbatches: int | None = None,
 ) -> tf.data.Dataset:
     """T5X's `GetDatasetCallable`: the batches that our engine trains on, for the same seed.
 
@@ -55,11 +57,13 @@ def get_dataset(
       feature_converter_cls: the model's.
       num_epochs, continue_from_last_checkpoint: T5X's; training reads without end, and always goes on.
       model_dir: the run's folder.
+      steps, microbatches: the run's, looked at here because T5X comes to them late.
 
     Raises:
-      UserError: no seed, or a batch size that the shards do not divide.
+      UserError: no seed, or a batch size that shards or microbatches do not divide, or no number of steps.
     """
     del num_epochs, continue_from_last_checkpoint
+    _refuse_other_numbers(cfg.batch_size, steps, microbatches)
     if cfg.seed is None:
         raise UserError("seed: expected a number, got None: the stream is a function of it")
     start = max(checkpoints.steps(model_dir), default=0)
@@ -103,3 +107,17 @@ def get_dataset(
     used = {name: lengths[name] for name in converter.TASK_FEATURES}
     converted = converter(examples.map(trimmed), used)
     return converted.batch(cfg.batch_size // num_shards, drop_remainder=True).prefetch(2)
+
+
+def _refuse_other_numbers(batch_size: object, steps: object, microbatches: object) -> None:
+    for name, value in (
+        ("batch_size", batch_size),
+        ("steps", steps),
+        ("microbatches", microbatches),
+    ):
+        if value is not None and (type(value) is not int or value < 1):
+            raise UserError(f"{name}: expected a whole number of at least 1, got {value!r}")
+    if microbatches is not None and batch_size % microbatches:  # type: ignore[operator]
+        raise UserError(
+            f"microbatches: expected a divisor of the batch size {batch_size}, got {microbatches}"
+        )

@@ -63,6 +63,7 @@ def register(
     task_modules: Sequence[str] = (),
     exclude_datasets: Sequence[str] = (),
     max_examples: int | None = None,
+    split: str | None = None,
 ) -> str:
     """Registers what a name means (see the module) and returns the name.
 
@@ -77,9 +78,10 @@ def register(
       task_modules: modules or files that register datasets of one's own.
       exclude_datasets: of a suite: those to leave out, such as "story_cloze/2016".
       max_examples: of each template, drawn as `flipped eval` draws them; None takes all.
+      split: what will be evaluated, which each task must have.
 
     Raises:
-      UserError: nothing has that name, or nothing is left of the suite.
+      UserError: nothing has that name, nothing is left of the suite, or a task lacks the split.
     """
     modules.load(task_modules)
     if max_examples is not None and max_examples < 1:
@@ -91,6 +93,16 @@ def register(
             f"'flipped.super_glue_rte{SUFFIX}', got {name!r}"
         )
     settings = Settings(data_dir, vocab_path, tuple(lengths.items()), input_eos, seed, max_examples)
+    _register_named(name, method, settings, templates, exclude_datasets)
+    for task in seqio.get_subtasks(seqio.get_mixture_or_task(name)):
+        if split is not None and split not in task.splits:
+            raise unknown(f"split of {task.name!r}", split, task.splits)
+    return name
+
+
+def _register_named(
+    name: str, method: str, settings: Settings, templates: str, exclude_datasets: Sequence[str]
+) -> str:
     if name.startswith(f"{method}_"):
         suite = name.removeprefix(f"{method}_").removesuffix(SUFFIX)
         parts = _of_suite(suite, method, templates, exclude_datasets)
@@ -105,7 +117,7 @@ def register(
             return _register_mixture(name, parts, method, settings)
         named = {_name(part, method): part for part in parts}
         for part in parts:
-            for split in sources.split_names(dataset, data_dir):
+            for split in sources.split_names(dataset, settings.data_dir):
                 chosen = dataclasses.replace(part, split=split)
                 named[_name(chosen, method)] = chosen
         if name not in named:
@@ -177,7 +189,11 @@ def _pairs(
 ) -> tf.data.Dataset:
     """The pairs of a split, in its order: ids, 'idx' [case, choice] and whether the choice is right."""
     del shuffle_files, seed  # the order is the split's
-    made = list(_flat(cases(dataclasses.replace(task, split=splits[split]), method, settings)))
+    try:
+        made = list(_flat(cases(dataclasses.replace(task, split=splits[split]), method, settings)))
+    except UserError as error:
+        hint = f"; EXCLUDE_DATASETS = [{task.dataset!r}] leaves it out" if task.suite else ""
+        raise UserError(f"{error}{hint}") from None
     if not made:
         raise UserError(f"{_name(task, method)!r}, split {split!r}: no row can be ranked")
     columns = {

@@ -76,5 +76,22 @@ def test_the_commits_are_those_of_the_requirements() -> None:
     note = (ROOT / "docs" / "t5x.md").read_text(encoding="utf-8")
     for name, commit in COMMITS.items():
         assert f"{name} @ git+https://github.com/google" in text
-        assert commit in text and commit in note
-    assert COMMITS["t5x"] in setup
+        assert commit in text and commit in note and commit in setup
+
+
+def test_what_t5x_would_overwrite_is_left_out() -> None:
+    """Of the requirements of T5X and airio, those that bring the files of a package of ours in another version."""
+    from packaging.requirements import Requirement
+
+    lines = (ROOT / "requirements-t5x.txt").read_text(encoding="utf-8").splitlines()
+    parsed = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    left_out = {one.name for one in parsed if one.marker and not one.marker.evaluate()}
+    assert left_out == {"tensorflow-cpu", "tfds-nightly"}
+    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    for one in parsed:
+        exact = [
+            pin.removeprefix(f"{one.name}==")
+            for pin in pinned.split()
+            if pin.startswith(f"{one.name}==")
+        ]
+        assert not exact or one.specifier.contains(exact[0]), f"{one} and constraints.txt differ"
