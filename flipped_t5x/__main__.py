@@ -23,6 +23,9 @@ _BINDING = "--gin."
 
 def main(words: Sequence[str]) -> int:
     """Runs T5X's program with the words after its name; returns the exit code."""
+    if words and words[0] in ("-h", "--help"):
+        print((__doc__ or "").strip())
+        return 0
     try:
         if not words or words[0].startswith("-"):
             raise UserError(

@@ -31,11 +31,31 @@ def _main(words: list[str], names: set[str]) -> subprocess.CompletedProcess[str]
 
 
 def test_without_t5x_one_line_names_the_installation_command() -> None:
-    done = _main(["train", "--gin_file=gin/t5x/train.gin"], {"t5x", "jestimator"})
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "pip install --no-deps -r requirements-t5x.txt" in line
-    assert "Traceback" not in done.stderr
+    for missing, what in (
+        ({"t5x", "jestimator"}, "T5X is not installed: "),
+        ({"jestimator"}, "T5X cannot be imported (No module named 'jestimator"),
+    ):
+        done = _main(["train", "--gin_file=gin/t5x/train.gin"], missing)
+        assert done.returncode == 2
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert what in line or "T5X is not installed" in line  # where it is really not there
+        assert "pip install --no-deps -r requirements-t5x.txt" in line
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("flipped_t5x/__main__.py", "eval", "--gin_file=gin/t5x/eval.gin"),
+        ("benchmarks/train_step.py", "--beside", "t5x", "--sizes", "mini"),
+    ],
+)
+def test_every_command_that_needs_t5x_says_so(command: tuple[str, ...]) -> None:
+    path, *words = command
+    code = f"import runpy\nsys.argv = {[path, *words]!r}\nrunpy.run_path({path!r}, run_name='__main__')"
+    done = _run(REFUSE.format(names={"t5x"}) + code)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "T5X is not installed: pip install" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
