@@ -84,10 +84,13 @@ setup(
         "plan": ["libtpu>=0.0.42"],
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda12]>=0.10.2"],
-        # The commit that was tested. T5X itself asks for the newest source of airio and jestimator, beside which pip
-        # accepts no other commit; requirements-t5x.txt has all that was tested (docs/t5x.md).
+        # The commits that were tested. T5X and airio themselves ask for the newest source of these and others, so that
+        # pip alone finds no solution; `uv pip install --override requirements-t5x.txt` does (docs/t5x.md).
         "t5x": [
-            "t5x @ git+https://github.com/google-research/t5x@cc342d419ec3e3e9c4bf1df33c82330cafdc1e16"
+            "t5x @ git+https://github.com/google-research/t5x@cc342d419ec3e3e9c4bf1df33c82330cafdc1e16",
+            "airio @ git+https://github.com/google/airio@69897df7d9a427b947a9f7bb4164c7782b43e601",
+            "jestimator @ git+https://github.com/google-research/jestimator@326824a477feef6d92e6f44175000907a72899ca",
+            "tensorboard>=2.18",
         ],
         "test": [
             "datasets>=4.0",

@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
+from flipped_cli import errors  # noqa: E402
 from t5_engine import huggingface, optimizer, partitioning  # noqa: E402
 from t5_engine.axes import Layout  # noqa: E402
 from t5_engine.config import T5Config, size  # noqa: E402
@@ -85,11 +87,9 @@ def ours(config: T5Config, params: Any, batch: dict[str, np.ndarray], transform:
 
 def t5x_step(config: T5Config, params: Any, batch: dict[str, np.ndarray]) -> Step:
     """T5X's model, loss and Adafactor, as its own T5 configurations put them together."""
-    import jax.experimental.pjit
+    from flipped_t5x import requirement
 
-    # jestimator 0.3.3, which T5X imports, looks for this name where JAX no longer has it.
-    if not hasattr(jax.experimental.pjit, "PartitionSpec"):
-        jax.experimental.pjit.PartitionSpec = jax.sharding.PartitionSpec
+    requirement.prepare()
     import seqio
     from t5x import adafactor, models, train_state
     from t5x.examples.t5 import network
@@ -238,4 +238,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(errors.run(lambda _: main(), []))

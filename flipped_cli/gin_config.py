@@ -68,13 +68,13 @@ def parse_arguments(words: Sequence[str], usage: str) -> Arguments:
         elif name == "--data_dir":
             bindings.append(("DATA_DIR", repr(value)))
         else:
-            bindings.append((name.removeprefix("--gin.").strip(), _quoted(value)))
+            bindings.append((name.removeprefix("--gin.").strip(), quoted(value)))
     if not files:
         raise UserError("no gin file given: --gin_file=gin/runs/….gin (see --help)")
     return Arguments(tuple(files), tuple(bindings))
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
     """`value` as gin reads it: a bare word or path, which the shell left unquoted, is a string."""
     text = value.strip()
     if text[:1] in tuple("@%[({\"'"):
@@ -102,17 +102,41 @@ def load(arguments: Arguments) -> None:
         if "." not in name and name not in known:
             raise unknown("gin macro", name, known)
         _guarded(functools.partial(gin.parse_config, f"{name} = {value}"), f"--gin.{name}")
-    _refuse_missing()
+    refuse_missing()
     _guarded(gin.finalize, "gin")
 
 
 def macros() -> set[str]:
     """The macros that the files bind or use."""
-    bound = {scope for scope, selector in gin_internals._CONFIG if selector == "gin.macro"}
+    return _bound_macros() | _used_macros()
+
+
+def watch_macros(given: Iterable[str]) -> None:
+    """Has gin refuse macros of the command line that nothing uses, once a program of others has read its files."""
+
+    def look(_: object) -> None:
+        used = _used_macros()
+        for name in given:
+            if name not in used:
+                raise unknown("gin macro", name, used)
+
+    gin_internals.register_finalize_hook(look)
+
+
+def unbound_macros() -> list[str]:
+    """The macros that the files use and none binds."""
+    return sorted(_used_macros() - _bound_macros())
+
+
+def _bound_macros() -> set[str]:
+    return {scope for scope, selector in gin_internals._CONFIG if selector == "gin.macro"}
+
+
+def _used_macros() -> set[str]:
     references = gin_internals.iterate_references(
         gin_internals._CONFIG, to=gin.get_configurable(gin_internals.macro)
     )
-    return bound | {reference.scoped_selector.rpartition("/")[0] for reference in references}
+    return {reference.scoped_selector.rpartition("/")[0] for reference in references}
 
 
 def call(function: Callable[..., Any]) -> Any:
@@ -142,12 +166,11 @@ def _required_parameters(function: Callable[..., Any]) -> Iterable[str]:
 def _parse_file(path: str) -> None:
     candidates = [pathlib.Path(path), PROJECT_DIR / path]
     if not any(candidate.is_file() for candidate in candidates):
-        shipped = [str(p.relative_to(PROJECT_DIR)) for p in (PROJECT_DIR / "gin").rglob("*.gin")]
-        raise unknown("gin file", path, shipped)
+        raise unknown("gin file", path, _shipped())
     _guarded(functools.partial(gin.parse_config_file, path), path)
 
 
-def _refuse_missing() -> None:
+def refuse_missing() -> None:
     """Raises for the macros that are still `%gin.REQUIRED`, all in one line."""
     missing = []
     for (scope, selector), values in gin_internals._CONFIG.items():
@@ -171,10 +194,10 @@ def _guarded(action: Callable[[], object], where: str) -> None:
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 - gin raises nearly every built-in kind
-        raise UserError(f"{where}: {_explained(error)}") from error
+        raise UserError(f"{where}: {explained(error)}") from error
 
 
-def _explained(error: Exception) -> str:
+def explained(error: Exception) -> str:
     """One line for what gin raised, with the nearest names where a name was not found."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
@@ -200,11 +223,19 @@ def _explained(error: Exception) -> str:
         close = nearest(found[1], _registered())
         hint = f"; nearest: {', '.join(map(repr, close))}" if close else ""
         return f"{found[1]!r} is imported by no statement of this file{hint}{place}"
+    found = re.search(r"Unable to open file: (.+?)\. Searched config paths", text)
+    if found:
+        return f"{unknown('gin file', found[1], _shipped())}{place}"
     if isinstance(error, tokenize.TokenError):
         return f"not gin syntax: {error.args[0]}"
     if isinstance(error, SyntaxError):
         return f"not gin syntax: {error.msg}, line {error.lineno}: {(error.text or '').strip()}"
     return f"{text}{place}"
+
+
+def _shipped() -> list[str]:
+    """The gin files of this project."""
+    return [str(path.relative_to(PROJECT_DIR)) for path in (PROJECT_DIR / "gin").rglob("*.gin")]
 
 
 def _registered() -> list[str]:

@@ -115,7 +115,7 @@ class Group:
     def rows(self) -> list[Row]:
         """(place in the split, row), in the order in which they are looked at."""
         rows = load_numbered(self.dataset, self.split, self.request.data_dir)
-        return _ordered(rows, self.dataset, self.split, self.request)
+        return ordered_rows(rows, self.dataset, self.split, self.request)
 
 
 @dataclass
@@ -275,12 +275,12 @@ def _look_at(request: Request, dataset: str, split: str) -> _Look | UserError:
         check = get_dataset(dataset).check_row
         rows = load_numbered(dataset, split, request.data_dir)
         version = keys.rows_hash((n, row) for n, row in rows if check(row, n + 1) is None)
-        return _Look(version, len(rows), _ordered(rows, dataset, split, request)[:SAMPLED_ROWS])
+        return _Look(version, len(rows), ordered_rows(rows, dataset, split, request)[:SAMPLED_ROWS])
     except UserError as error:
         return error
 
 
-def _ordered(
+def ordered_rows(
     rows: Sequence[tuple[int, Mapping]], dataset: str, split: str, request: Request
 ) -> list[Row]:
     """The rows in their own order where all are wanted, else in a drawn one.

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import seqio
 import tensorflow as tf
-from etils import epath
 
 from flipped_errors import UserError
+from flipped_t5x import checkpoints
 from flipped_t5x.converter import with_wrong_length
 from flipped_tasks import stream
 from mixtures import modules, own, registration
-
-_CHECKPOINT = re.compile(r"checkpoint_(\d+)")
 
 
 def mixture(
@@ -46,6 +43,8 @@ def get_dataset(
     continue_from_last_checkpoint: bool = False,
     *,
     model_dir: str,
+    steps: int | None = None,
+    microbatches: int | None = None,
 ) -> tf.data.Dataset:
     """T5X's `GetDatasetCallable`: the batches that our engine trains on, for the same seed.
 
@@ -58,14 +57,16 @@ def get_dataset(
       feature_converter_cls: the model's.
       num_epochs, continue_from_last_checkpoint: T5X's; training reads without end, and always goes on.
       model_dir: the run's folder.
+      steps, microbatches: the run's, looked at here because T5X comes to them late.
 
     Raises:
-      UserError: no seed, or a batch size that the shards do not divide.
+      UserError: no seed, or a batch size that shards or microbatches do not divide, or no number of steps.
     """
     del num_epochs, continue_from_last_checkpoint
+    _refuse_other_numbers(cfg.batch_size, steps, microbatches)
     if cfg.seed is None:
         raise UserError("seed: expected a number, got None: the stream is a function of it")
-    start = newest_step(model_dir)
+    start = max(checkpoints.steps(model_dir), default=0)
     provider = seqio.get_mixture_or_task(cfg.mixture_or_task_name)
     is_mixture = isinstance(provider, seqio.Mixture)
     tasks = provider.tasks if is_mixture else [provider]
@@ -108,10 +109,15 @@ def get_dataset(
     return converted.batch(cfg.batch_size // num_shards, drop_remainder=True).prefetch(2)
 
 
-def newest_step(model_dir: str) -> int:
-    """The step of the newest T5X checkpoint in a folder; 0 where there is none."""
-    folder = epath.Path(model_dir)
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return max(
-        (int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name))), default=0
-    )
+def _refuse_other_numbers(batch_size: object, steps: object, microbatches: object) -> None:
+    for name, value in (
+        ("batch_size", batch_size),
+        ("steps", steps),
+        ("microbatches", microbatches),
+    ):
+        if value is not None and (type(value) is not int or value < 1):
+            raise UserError(f"{name}: expected a whole number of at least 1, got {value!r}")
+    if microbatches is not None and batch_size % microbatches:  # type: ignore[operator]
+        raise UserError(
+            f"microbatches: expected a divisor of the batch size {batch_size}, got {microbatches}"
+        )

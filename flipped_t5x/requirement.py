@@ -7,6 +7,7 @@ longer has; its source repository does not. `prepare` comes before every import 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 
 from flipped_errors import UserError
@@ -33,6 +34,8 @@ def prepare() -> None:
       T5XMissing: with the command that installs it.
     """
     try:
+        if importlib.util.find_spec("t5x") is None:
+            raise ModuleNotFoundError(name="t5x")
         _mend_jestimator()
         importlib.import_module("t5x.models")
     except ImportError as error:

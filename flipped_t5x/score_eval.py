@@ -25,6 +25,7 @@ import tensorflow as tf
 
 from flipped_errors import UserError, unknown
 from flipped_eval.examples import Case, build_cases
+from flipped_eval.planning import Request, ordered_rows
 from flipped_tasks import sources
 from flipped_tasks.datasets import dataset_names, get_dataset, usable_templates
 from flipped_tasks.methods import METHODS
@@ -49,6 +50,7 @@ class Settings:
     lengths: tuple[tuple[str, int], ...]
     input_eos: bool
     seed: int
+    max_examples: int | None = None
 
 
 def register(
@@ -60,6 +62,9 @@ def register(
     seed: int = 0,
     templates: str = "original",
     task_modules: Sequence[str] = (),
+    exclude_datasets: Sequence[str] = (),
+    max_examples: int | None = None,
+    split: str | None = None,
 ) -> str:
     """Registers what a name means (see the module) and returns the name.
 
@@ -72,21 +77,37 @@ def register(
       seed: of the templates' random draws.
       templates: of a suite: 'original' or 'all'.
       task_modules: modules or files that register datasets of one's own.
+      exclude_datasets: of a suite: those to leave out, such as "story_cloze/2016".
+      max_examples: of each template, drawn as `flipped eval` draws them; None takes all.
+      split: what will be evaluated, which each task must have.
 
     Raises:
-      UserError: nothing has that name.
+      UserError: nothing has that name, nothing is left of the suite, or a task lacks the split.
     """
     modules.load(task_modules)
+    if max_examples is not None and max_examples < 1:
+        raise UserError(f"max_examples: expected at least 1, or None for all, got {max_examples}")
     method = next((m for m in METHODS if name.startswith((f"{m}_", f"{m}."))), None)
     if method is None or not name.endswith(SUFFIX):
         raise UserError(
             f"score_eval task: expected a name such as 'flipped_nlp14{SUFFIX}' or "
             f"'flipped.super_glue_rte{SUFFIX}', got {name!r}"
         )
-    settings = Settings(data_dir, vocab_path, tuple(lengths.items()), input_eos, seed)
+    settings = Settings(data_dir, vocab_path, tuple(lengths.items()), input_eos, seed, max_examples)
+    _register_named(name, method, settings, templates, exclude_datasets)
+    for task in seqio.get_subtasks(seqio.get_mixture_or_task(name)):
+        if split is not None and split not in task.splits:
+            raise unknown(f"split of {task.name!r}", split, task.splits)
+    return name
+
+
+def _register_named(
+    name: str, method: str, settings: Settings, templates: str, exclude_datasets: Sequence[str]
+) -> str:
     if name.startswith(f"{method}_"):
         suite = name.removeprefix(f"{method}_").removesuffix(SUFFIX)
-        return _register_mixture(name, _of_suite(suite, method, templates), method, settings)
+        parts = _of_suite(suite, method, templates, exclude_datasets)
+        return _register_mixture(name, parts, method, settings)
     base = name.removesuffix(SUFFIX)
     for dataset in dataset_names():
         head = task_name(dataset, method)
@@ -97,7 +118,7 @@ def register(
             return _register_mixture(name, parts, method, settings)
         named = {_name(part, method): part for part in parts}
         for part in parts:
-            for split in sources.split_names(dataset, data_dir):
+            for split in sources.split_names(dataset, settings.data_dir):
                 chosen = dataclasses.replace(part, split=split)
                 named[_name(chosen, method)] = chosen
         if name not in named:
@@ -106,11 +127,18 @@ def register(
     raise unknown("score_eval task", name, [task_name(d, method) + SUFFIX for d in dataset_names()])
 
 
-def _of_suite(suite: str, method: str, templates: str) -> list[EvalTask]:
+def _of_suite(
+    suite: str, method: str, templates: str, exclude_datasets: Sequence[str]
+) -> list[EvalTask]:
     if suite not in _SUITES:
         raise unknown("suite of score_eval tasks", suite, _SUITES)
     found = suites.bigbench14() if suite == "bigbench14" else getattr(suites, suite)(templates)
-    usable = {dataset: usable_templates(dataset, method) for dataset in {t.dataset for t in found}}
+    datasets = {task.dataset for task in found}
+    for dataset in exclude_datasets:
+        if dataset not in datasets:
+            raise unknown("dataset in exclude_datasets", dataset, datasets)
+    found = [task for task in found if task.dataset not in exclude_datasets]
+    usable = {dataset: usable_templates(dataset, method) for dataset in datasets}
     return [task for task in found if task.template in usable[task.dataset]]
 
 
@@ -162,7 +190,11 @@ def _pairs(
 ) -> tf.data.Dataset:
     """The pairs of a split, in its order: ids, 'idx' [case, choice] and whether the choice is right."""
     del shuffle_files, seed  # the order is the split's
-    made = list(_flat(cases(dataclasses.replace(task, split=splits[split]), method, settings)))
+    try:
+        made = list(_flat(cases(dataclasses.replace(task, split=splits[split]), method, settings)))
+    except UserError as error:
+        hint = f"; EXCLUDE_DATASETS = [{task.dataset!r}] leaves it out" if task.suite else ""
+        raise UserError(f"{error}{hint}") from None
     if not made:
         raise UserError(f"{_name(task, method)!r}, split {split!r}: no row can be ranked")
     columns = {
@@ -186,9 +218,11 @@ def cases(task: EvalTask, method: str, settings: Settings) -> list[Case]:
     Raises:
       UserError: a row lacks a column.
     """
+    rows = sources.load_numbered(task.dataset, task.split, settings.data_dir)
+    request = Request((), seed=settings.seed, max_examples=settings.max_examples)
     return build_cases(
         task,
-        sources.load_numbered(task.dataset, task.split, settings.data_dir),
+        ordered_rows(rows, task.dataset, task.split, request),
         method=method,
         template=compile_template(load_template(task.dataset, task.template)),
         vocabulary=SeqioVocabulary(settings.vocab_path).tokens,
@@ -196,6 +230,7 @@ def cases(task: EvalTask, method: str, settings: Settings) -> list[Case]:
         seed=settings.seed,
         input_eos=settings.input_eos,
         check_row=get_dataset(task.dataset).check_row,
+        most=settings.max_examples,
     ).cases
 
 

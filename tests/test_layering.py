@@ -23,8 +23,9 @@ MAY_IMPORT_OURS = {
     # The tasks' templates, texts and rows come from flipped_tasks, which mixtures stands on.
     "flipped_eval": {"mixtures", "t5_engine", "flipped_tasks"},
     "flipped_cli": {"flipped_tasks", "mixtures", "t5_engine", "flipped_eval"},
-    # The bridge asks T5X about the very cases that our evaluation makes.
-    "flipped_t5x": {"mixtures", "flipped_tasks", "flipped_eval"},
+    # The bridge asks T5X about the very cases that our evaluation makes, looks into checkpoints with the engine's
+    # reader and tells mistakes in gin as the commands do.
+    "flipped_t5x": {"mixtures", "flipped_tasks", "flipped_eval", "t5_engine", "flipped_cli"},
 }
 # Package -> outside packages that it must not import.
 MUST_NOT_IMPORT = {

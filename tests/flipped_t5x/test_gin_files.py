@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
 import sys
 from collections.abc import Iterator
 
 import gin
+import jax
 import pytest
+from flax.traverse_util import flatten_dict
 
-from flipped_t5x import requirement
+from flipped_errors import UserError
+from flipped_t5x import checkpoints, requirement
 
 try:
     requirement.prepare()
@@ -22,10 +26,16 @@ import t5x.train
 from t5x import gin_utils, models, trainer, utils
 from t5x.examples.t5 import network
 
+from t5_engine import config as sizes
+from t5_engine import exchange, t5x_format
+from t5_engine.model import init_params
+from t5_engine.weights import OwnWeights
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "gin" / "t5x"
 RUNS = {"train.gin", "eval.gin"}
 SIZES = sorted(path.name for path in FOLDER.glob("*.gin") if path.name not in RUNS)
+GOLDEN = json.loads((ROOT / "tests/t5_engine/golden_parameters.json").read_text(encoding="utf-8"))
 RECIPES = sorted(path.stem for path in (ROOT / "gin" / "recipes").glob("*.gin"))
 
 
@@ -86,10 +96,40 @@ def test_sizes_are_the_engines(
     assert tuple(found.mlp_activations) == ("gelu", "linear") and not found.logits_via_embedding
 
 
-def test_evaluation(monkeypatch: pytest.MonkeyPatch, small_vocab_path: str) -> None:
+@pytest.mark.parametrize("size", GOLDEN)
+def test_parameters_are_the_golden_ones(
+    size: str, monkeypatch: pytest.MonkeyPatch, small_vocab_path: str
+) -> None:
+    """T5X's model of that size, built from its gin file without allocating anything: names, shapes and types."""
+    _train(monkeypatch, "flipped", f"{size}.gin", small_vocab_path)
+    from flipped_t5x.model import FlippedModel
+
+    model = gin.get_configurable(FlippedModel)()
+    shapes = dict.fromkeys(("encoder_input_tokens", "decoder_input_tokens"), (1, 1))
+    variables = jax.eval_shape(
+        lambda key: model.get_initial_variables(key, shapes), jax.random.PRNGKey(0)
+    )
+    found: dict[str, str] = {}
+    layers: dict[str, set[str]] = {"encoder": set(), "decoder": set()}
+    for path, leaf in flatten_dict(variables["params"]).items():
+        layers.get(path[0], set()).update(part for part in path if part.startswith("layers_"))
+        name = "/".join("layers_*" if part.startswith("layers_") else part for part in path)
+        text = f"{leaf.dtype.name}{list(leaf.shape)}"
+        assert found.setdefault(name, text) == text  # the layers are alike
+    assert found == GOLDEN[size]["t5x"]
+    config = model.module.config
+    numbers = (config.num_encoder_layers, config.num_decoder_layers)
+    assert tuple(len(names) for names in layers.values()) == numbers
+
+
+def test_evaluation(
+    monkeypatch: pytest.MonkeyPatch, small_vocab_path: str, tmp_path: pathlib.Path
+) -> None:
+    exported = tmp_path / "t5x"
+    _export(tmp_path, exported)
     _load(
         monkeypatch, t5x.eval, ["gin/t5x/eval.gin", "gin/t5x/tiny.gin"], small_vocab_path,
-        MIXTURE_OR_TASK_NAME="direct.super_glue_rte_score_eval", CHECKPOINT_PATH="c",
+        MIXTURE_OR_TASK_NAME="direct.super_glue_rte_score_eval", CHECKPOINT_PATH=str(exported),
         EVAL_OUTPUT_DIR="o",
     )  # fmt: skip
     dataset = gin.get_configurable(utils.DatasetConfig)()
@@ -98,3 +138,79 @@ def test_evaluation(monkeypatch: pytest.MonkeyPatch, small_vocab_path: str) -> N
     values = gin.get_bindings(t5x.eval.evaluate)
     assert values["output_dir"] == "o"
     assert isinstance(values["model"], models.EncoderDecoderModel)
+    # The folder above a step stands for its newest.
+    assert values["restore_checkpoint_cfg"].path == str(exported / "checkpoint_4")
+
+
+def _export(tmp_path: pathlib.Path, out: pathlib.Path, layers: int = 2, layout: str = "native"):
+    """A T5X checkpoint of step 4 with random parameters of gin/t5x/tiny.gin's size, but for the layers."""
+    config = sizes.size("tiny").replace(vocab_size=32128, num_encoder_layers=layers)
+    params = jax.jit(lambda key: init_params(config, key))(jax.random.key(0))
+    ours = tmp_path / f"ours_{layers}"
+    ours.mkdir()
+    exchange.save(ours, params, config, step=4)
+    out.mkdir()
+    t5x_format.write(OwnWeights(ours), out, layout=layout)
+
+
+@pytest.mark.parametrize("layout", ["native", "orbax"])
+def test_what_a_training_begins_from_is_looked_at(
+    layout: str, monkeypatch: pytest.MonkeyPatch, small_vocab_path: str, tmp_path: pathlib.Path
+) -> None:
+    _export(tmp_path, tmp_path / "same", layout=layout)
+    _export(tmp_path, tmp_path / "less", layers=1, layout=layout)
+    _export(tmp_path, tmp_path / "more", layers=3, layout=layout)
+
+    def restored(path: str, model_dir: str = "somewhere", size: str = "tiny.gin") -> str:
+        gin.clear_config()
+        files = ["gin/t5x/train.gin", "gin/recipes/flipped.gin", f"gin/t5x/{size}"]
+        _load(
+            monkeypatch, t5x.train, files, small_vocab_path,
+            MODEL_DIR=model_dir, INITIAL_CHECKPOINT_PATH=path,
+        )  # fmt: skip
+        return gin.get_configurable(utils.RestoreCheckpointConfig)().path
+
+    step = str(tmp_path / "same" / "checkpoint_4")
+    assert restored(step) == restored(str(tmp_path / "same")) == step
+    monkeypatch.chdir(tmp_path)
+    assert restored("same/checkpoint_4") == step
+    for path, size, message in (
+        ("less", "tiny.gin", "of another model: it lacks .* such as encoder/layers_1/"),
+        ("more", "tiny.gin", "has, beyond the model's, .* such as encoder/layers_2/"),
+        ("same", "mini.gin", "of another model: it lacks .* such as decoder/layers_2"),
+        ("ours_2", "tiny.gin", "no T5X checkpoint at .*flipped ckpt export --to t5x ours_2 OUT"),
+        ("nothing", "tiny.gin", "there is no such folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            restored(path, size=size)
+    (tmp_path / "best").mkdir()
+    (tmp_path / "same" / "checkpoint_4").rename(tmp_path / "best" / "checkpoint")
+    with pytest.raises(UserError, match="opens only folders named checkpoint_<step>"):
+        restored("best/checkpoint")
+    # A run that goes on reads its own, and does not look at what it began from.
+    (tmp_path / "run" / "checkpoint_2").mkdir(parents=True)
+    assert restored("nothing", model_dir="run") == "nothing"
+
+
+def test_a_run_of_another_width_is_refused(
+    monkeypatch: pytest.MonkeyPatch, small_vocab_path: str, tmp_path: pathlib.Path
+) -> None:
+    _export(tmp_path, tmp_path / "same")
+    files = ["gin/t5x/train.gin", "gin/recipes/direct.gin", "gin/t5x/tiny.gin"]
+    _load(
+        monkeypatch, t5x.train, files, small_vocab_path, MODEL_DIR="somewhere",
+        INITIAL_CHECKPOINT_PATH=str(tmp_path / "same"), **{"network.T5Config.mlp_dim": 64},
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"mlp/\w+/kernel is \[.*128.*\] there and \[.*64.*\] here"):
+        gin.get_configurable(utils.RestoreCheckpointConfig)()
+
+
+def test_a_runs_folder_is_absolute_or_a_bucket(
+    monkeypatch: pytest.MonkeyPatch, small_vocab_path: str
+) -> None:
+    """Orbax, as T5X calls it, takes no relative path."""
+    _train(monkeypatch, "flipped", "tiny.gin", small_vocab_path)
+    assert gin.get_bindings(t5x.train.train)["model_dir"] == str(
+        pathlib.Path("somewhere").absolute()
+    )
+    assert checkpoints.folder("gs://bucket/run") == "gs://bucket/run"

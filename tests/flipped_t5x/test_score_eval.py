@@ -10,8 +10,10 @@ import pytest
 import seqio
 
 from flipped_errors import UserError
+from flipped_eval import planning
 from flipped_t5x import data, score_eval
 from flipped_t5x.converter import PairedFeatureConverter
+from flipped_tasks import sources
 from flipped_tasks.batches import batches
 from flipped_tasks.features import Seq2SeqFeatureConverter
 from mixtures.suites import EvalTask
@@ -65,6 +67,30 @@ def test_names(small_vocab_path: str) -> None:
     }.items():
         with pytest.raises(UserError, match=expected):
             _register(wrong, small_vocab_path)
+
+
+def test_a_suite_without_a_dataset_and_with_fewer_examples(small_vocab_path: str) -> None:
+    name = "direct_nlp14_score_eval"
+    left_out = {"exclude_datasets": ("anli", "super_glue/rte")}
+    score_eval.register(name, None, small_vocab_path, LENGTHS, max_examples=3, **left_out)
+    tasks = seqio.get_mixture_or_task(name).tasks
+    assert len(tasks) == 103 + 2 * 15 - 3 * 15 - 10
+    assert not [task.name for task in tasks if "anli" in task.name or "rte" in task.name]
+    chosen = seqio.TaskRegistry.get("direct.super_glue_wic.GPT_3_prompt.validation_score_eval")
+    made = chosen.get_dataset(LENGTHS, "validation", shuffle=False).as_numpy_iterator()
+    found = list(dict.fromkeys(int(example["idx"][0]) for example in made))
+
+    request = planning.Request(("nlp14",), max_examples=3)
+    rows = sources.load_numbered("super_glue/wic", "validation", None)
+    drawn = planning.ordered_rows(rows, "super_glue/wic", "validation", request)
+    assert found == [number for number, _ in drawn[:3]] and found != [0, 1, 2]
+    for wrong, message in (
+        ({"exclude_datasets": ("anly",)}, "nearest: 'anli'"),
+        ({"max_examples": 0}, "max_examples: expected at least 1"),
+        ({"split": "validatoin"}, "unknown split of .*nearest: 'validation'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            score_eval.register(name, None, small_vocab_path, LENGTHS, **wrong)
 
 
 def test_metric_takes_the_best_choice_and_the_first_of_equals() -> None:
@@ -122,6 +148,24 @@ def test_t5x_meets_the_batches_of_our_engine(
         mine = next(ours)
         for key, value in theirs.items():
             np.testing.assert_array_equal(value, mine[key], err_msg=key)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"microbatches": 3}, "microbatches: expected a divisor of the batch size 4, got 3"),
+        ({"microbatches": 0}, "microbatches: expected a whole number of at least 1, got 0"),
+        ({"steps": "many"}, "steps: expected a whole number of at least 1, got 'many'"),
+    ],
+)
+def test_numbers_that_t5x_would_stumble_over_late(
+    wrong: dict[str, object], message: str, small_vocab_path: str, tmp_path: pathlib.Path
+) -> None:
+    name = data.mixture("direct.super_glue_rte", None, small_vocab_path)
+    with pytest.raises(UserError, match=message):
+        data.get_dataset(
+            Config(name), 0, 1, Seq2SeqFeatureConverter, model_dir=str(tmp_path), **wrong
+        )
 
 
 def test_a_stream_without_seed_is_refused(small_vocab_path: str, tmp_path: pathlib.Path) -> None:

@@ -1,7 +1,7 @@
 """Against T5X itself: logits, loss, Adafactor over ten steps, and its own checkpoint readers and writers.
 
 T5X is on no registry; where it is not installed these tests are skipped. To run them, install it from its source
-repository (docs/checkpoints.md) and `pytest tests/parity/test_t5x.py`.
+repository (docs/t5x.md) and `pytest tests/parity/test_t5x.py`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.experimental.pjit
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
 from flipped_errors import UserError
+from flipped_t5x import requirement
 from t5_engine import config as sizes
 from t5_engine import exchange, losses, optimizer, t5x_format
 from t5_engine.config import T5Config
@@ -26,16 +26,15 @@ from t5_engine.model import T5, init_params, unstack
 from t5_engine.t5x_format import T5XWeights
 from t5_engine.weights import OwnWeights, to_params
 
-# jestimator 0.3.3, which T5X imports, looks for this name where JAX no longer has it.
-if not hasattr(jax.experimental.pjit, "PartitionSpec"):
-    jax.experimental.pjit.PartitionSpec = jax.sharding.PartitionSpec
 try:
-    import seqio
-    from t5x import adafactor, checkpoints, models, partitioning, utils
-    from t5x.examples.scalable_t5 import network as scanned_network
-    from t5x.examples.t5 import network
-except ImportError as _error:
-    pytest.skip(f"T5X is not installed: {_error}", allow_module_level=True)
+    requirement.prepare()
+except requirement.T5XMissing as _error:
+    pytest.skip(str(_error), allow_module_level=True)
+# isort: split
+import seqio
+from t5x import adafactor, checkpoints, models, partitioning, utils
+from t5x.examples.scalable_t5 import network as scanned_network
+from t5x.examples.t5 import network
 
 # Wide enough that second moments are factored (from 128 on); the heads together are as wide as the model.
 CONFIG = T5Config(

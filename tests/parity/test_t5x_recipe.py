@@ -5,7 +5,6 @@ T5X is on no registry; where it is not installed these tests are skipped. docs/t
 
 from __future__ import annotations
 
-import functools
 import pathlib
 from typing import Any
 
@@ -33,7 +32,8 @@ from flipped_t5x.model import FlippedModel, optimizer, vocabulary
 from flipped_t5x.scoring import T5XScorer
 from flipped_tasks.batches import batches
 from mixtures.suites import EvalTask
-from t5_engine import exchange, losses, t5x_adafactor, t5x_format
+from t5_engine import checkpoints as our_checkpoints
+from t5_engine import exchange, losses, t5x_format
 from t5_engine import optimizer as our_optimizers
 from t5_engine.config import T5Config
 from t5_engine.model import init_params, unstack
@@ -229,23 +229,12 @@ def test_our_run_goes_on_in_t5x(
         np.testing.assert_allclose(value, other[name], atol=2e-5, err_msg=name)
 
 
-def _own(trained: dict[str, Any], config: T5Config, tmp_path: pathlib.Path) -> OwnWeights:
-    """Our run's state as a checkpoint of ours, its moments included."""
-    theirs = flatten_dict(trained["state"].state_dict()["state"]["param_states"])
-    moments = t5x_adafactor.moments_in_t5x(
-        {path: functools.partial(_Held, np.asarray(a)) for path, a in theirs.items()}
-    )
-    (tmp_path / "own").mkdir()
-    exchange.save(tmp_path / "own", trained["params"], config, STEPS, moments)
-    return OwnWeights(tmp_path / "own")
-
-
-class _Held:
-    def __init__(self, value: np.ndarray) -> None:
-        self._value = value
-
-    def read(self) -> np.ndarray:
-        return self._value
+def _own(trained: dict[str, Any], config: T5Config, folder: pathlib.Path) -> OwnWeights:
+    """Our run's parameters and our Adafactor's state, written as training writes them."""
+    store = our_checkpoints.Checkpoints(folder / "own")
+    store.save(STEPS, trained["params"], trained["opt_state"], config, "adafactor")
+    store.wait()
+    return OwnWeights(folder / "own")
 
 
 @pytest.mark.parametrize("method", ["direct", "channel", "flipped"])
