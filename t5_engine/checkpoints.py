@@ -267,7 +267,7 @@ def load(path: epath.PathLike, shardings: Any = None) -> tuple[Params, T5Config,
 
     Args:
       path: as in `find`.
-      shardings: a tree of the parameters' shardings; all on the first device where not given.
+      shardings: a tree of the parameters' shardings; all on this process's first device where not given.
 
     Returns:
       (params, config, step).
@@ -276,7 +276,7 @@ def load(path: epath.PathLike, shardings: Any = None) -> tuple[Params, T5Config,
     about = read_about(folder)
     config = T5Config.from_dict(about["model"])
     if shardings is None:
-        shardings = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = with_shardings(abstract_params(config), shardings)
     with ocp.StandardCheckpointer() as checkpointer:
         params = checkpointer.restore(folder / "params", target)
