@@ -1,4 +1,4 @@
-"""A job of two processes: one process's results, for every kind of checkpoint; and what ends one ends both."""
+"""A job does not depend on devices or processes, whatever the kind of checkpoint; what ends one process ends all."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def write_rows(folder: pathlib.Path, rows: list[Any]) -> None:
 
 
 class Job:
-    """`flipped eval` of some checkpoints into `output`, as one process or as two."""
+    """`flipped eval` of some checkpoints into `output`, as one process or as two of two devices each."""
 
     def __init__(
         self, output: pathlib.Path, checkpoints: list[str], vocab: str, data: pathlib.Path
@@ -77,11 +77,17 @@ class Job:
             "--suite", "super_glue/rte:MNLI crowdsource", "super_glue/wic:same_sense", "--output", str(output),
         ]  # fmt: skip
 
-    def start(self, *words: str, data: pathlib.Path | None = None, fault: str = "none 0") -> Any:
+    def start(
+        self,
+        *words: str,
+        data: pathlib.Path | None = None,
+        fault: str = "none 0",
+        devices: int = 2,
+    ) -> Any:
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"{FAST_COMPILATION} --xla_force_host_platform_device_count=2",
+            "XLA_FLAGS": f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}",
             "PYTHONPATH": str(ROOT),
         }
         command = [sys.executable, "-m", "tests.flipped_eval.job_program", *fault.split()]
@@ -90,9 +96,9 @@ class Job:
             env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
-    def alone(self) -> tuple[int, str, str]:
-        """(exit code, what it printed, its errors) of one process."""
-        return ended(self.start())
+    def alone(self, **special: Any) -> tuple[int, str, str]:
+        """(exit code, what it printed, its errors) of one process of one device."""
+        return ended(self.start(**({"devices": 1} | special)))
 
     def together(self, *of_each: dict[str, Any]) -> list[tuple[int, str, str]]:
         """Those of two processes; `of_each` are what is special of them."""
@@ -124,7 +130,7 @@ def scores(folder: pathlib.Path) -> dict[tuple[str, str, int], float]:
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory, checkpoints, small_vocab_path, data) -> tuple[pathlib.Path, str, str]:
-    """The folder of a job of one process, what it printed, its errors."""
+    """The folder of a job of one device, what it printed, its errors."""
     folder = tmp_path_factory.mktemp("one") / "out"
     code, told, errors = Job(folder, checkpoints, small_vocab_path, data).alone()
     assert code == 2 and errors.startswith("error: tasks that could not be run"), errors
@@ -137,6 +143,28 @@ def assert_same_results(one: pathlib.Path, two: pathlib.Path) -> None:
     np.testing.assert_allclose([found[key] for key in expected], list(expected.values()), atol=1e-4)
     for name in (results.PREDICTIONS, results.RESULTS):
         assert (one / name).read_bytes() == (two / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 8])
+def test_several_devices_give_the_results_of_one(
+    tmp_path, checkpoints, small_vocab_path, data, one, devices
+):
+    job = Job(tmp_path / "several", checkpoints, small_vocab_path, data)
+    assert job.alone(devices=devices)[0] == 2
+    assert_same_results(one[0], tmp_path / "several")
+
+
+def test_a_job_killed_on_one_device_is_finished_on_two(
+    tmp_path, checkpoints, small_vocab_path, data, one
+):
+    job = Job(tmp_path / "out", checkpoints, small_vocab_path, data)
+    assert job.alone(fault="kill 4")[0] == -signal.SIGKILL
+    before = scores(tmp_path / "out")
+    assert 0 < len(before) < len(scores(one[0]))
+    assert job.alone(devices=2)[0] == 2
+    assert_same_results(one[0], tmp_path / "out")
+    assert before.items() <= scores(tmp_path / "out").items()
 
 
 def test_two_processes_give_the_results_of_one(tmp_path, checkpoints, small_vocab_path, data, one):
