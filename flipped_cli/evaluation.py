@@ -188,6 +188,9 @@ def _trained(
             ("VOCAB_PATH", "vocab", vocab_path or recipe.get("vocab_path")),
         ):
             if not found:
+                from t5_engine import exchange
+
+                exchange.detect(checkpoint)
                 raise UserError(
                     f"{missing} is not given, and {checkpoint} has no {provenance.RUN_FILE} that says it: "
                     f"--gin.{missing}=… (flipped eval: --{flag} …)"
@@ -198,6 +201,8 @@ def _trained(
 def _check_folders(checkpoint: pathlib.Path, output_dir: pathlib.Path) -> None:
     if not checkpoint.is_dir():
         raise UserError(f"checkpoint_path: expected a folder, there is none at {checkpoint}")
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"output_dir: expected a folder, or nothing yet, got the file {output_dir}")
     if output_dir.resolve() == checkpoint.resolve():
         raise UserError(
             f"output_dir: expected another folder than checkpoint_path, got {output_dir}; both keep "
@@ -295,7 +300,8 @@ def _show_plan(plan_only: bool, told: Told) -> bool:
         _announce(f"not run: {line}")
     left = _numbers(told.waiting)
     time = "" if told.seconds is None else f", about {_duration(told.seconds)}"
-    _announce(f"left to score: {left[0]} templates, {left[2]} choices, {left[3]} tokens{time}")
+    numbers = f"{left[0]} templates, {left[2]} choices, {left[3]} tokens{time}"
+    _announce(f"left to score: {numbers if told.waiting.templates else 'nothing'}")
     return not plan_only
 
 

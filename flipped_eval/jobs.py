@@ -102,7 +102,7 @@ def evaluate(
       UserError: an argument is not valid, a checkpoint or vocabulary does not fit, `output_dir` holds results of
         another request, no task can be run, or a file cannot be written.
     """
-    _check(runs, request, resamples)
+    _check(runs, request, resamples, batch_size)
     tasks = planning.select_tasks(request)
     engine = _Engine(batch_size, model_parallelism)
     weights = _Weights(runs, scorer or engine, None if scorer else engine.shardings)
@@ -175,7 +175,7 @@ class _Engine:
     """The engine's scorer, over all devices of all processes."""
 
     def __init__(self, batch_size: int | None, model_parallelism: int) -> None:
-        self._options: dict[str, Any] = {"batch_size": batch_size} if batch_size else {}
+        self._options: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
         self._model_parallelism = model_parallelism
 
     @functools.cached_property
@@ -279,7 +279,7 @@ def _model(run: Run, weights: str, config: Any) -> Model:
     )
 
 
-def _check(runs: Sequence[Run], request: Request, resamples: int) -> None:
+def _check(runs: Sequence[Run], request: Request, resamples: int, batch_size: int | None) -> None:
     """Refuses arguments that cannot be meant."""
     if not runs:
         raise UserError("runs: expected at least one checkpoint and method, got none")
@@ -300,6 +300,8 @@ def _check(runs: Sequence[Run], request: Request, resamples: int) -> None:
     most = request.max_examples
     if most is not None and most < 1:
         raise UserError(f"max_examples: expected at least 1, or None for all, got {most!r}")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size: expected at least 1, or None, got {batch_size!r}")
     if resamples < 1:
         raise UserError(f"resamples: expected at least 1, got {resamples!r}")
 

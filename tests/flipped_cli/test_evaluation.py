@@ -164,7 +164,7 @@ def test_the_job_goes_on_from_gin_with_what_was_scored(done, trained):
     assert len(list((done / "scores").iterdir())) == 1
 
 
-def test_the_report_command(done, tmp_path):
+def test_the_report_command(done, trained, tmp_path):
     told = call("report", str(done), "--output", str(tmp_path), "--title", "Kettles & co.")
     assert told.exit_code == 0, told.output
     assert "report.html" in told.output and "mean, %" in told.output
@@ -173,6 +173,10 @@ def test_the_report_command(done, tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert set(report["training"]) == set(report["methods"])
     assert (tmp_path / "report.md").read_text().startswith("# Kettles")
+    assert "left to score: nothing" in call(
+        "eval", "--checkpoint", *trained, "--methods", "direct", "flipped", "--suite", RTE, "kettles",
+        "--module", KETTLES, "--max_examples", "4", "--output", str(done), "--plan",
+    ).output  # fmt: skip
     nothing = call("report", str(done.parent))
     assert nothing.exit_code == 2 and f"there are results in {done}" in nothing.output
 
@@ -305,6 +309,14 @@ def test_a_checkpoint_that_does_not_fit_its_model_is_refused(tmp_path, vocab_pat
             "unknown template of 'kettles' 'contant'; .*'content'",
         ),
         (["--methods", "direct", "fliped"], "unknown method 'fliped'"),
+        (["--suite", "rte"], "unknown suite or dataset 'rte'; nearest: 'super_glue/rte'"),
+        (
+            ["--suite", "bigbench14"],
+            "no rows of bigbench/.*: the made-up world has none; .*--data_dir",
+        ),
+        (["--batch_size", "0"], "batch_size: expected at least 1"),
+        (["--output", __file__], "output_dir: expected a folder, or nothing yet, got the file"),
+        (["--model_parallelism", "3"], "model_parallelism: expected a divisor"),
         (["--label", "a", "b"], "label: expected 1 names, .* got 2"),
         (["--split", "rte"], "--split: expected DATASET=SPLIT, such as imdb=train, got 'rte'"),
         (["--split", "super_glue/rte=trian"], "unknown split .*'trian'; nearest: 'train'"),
