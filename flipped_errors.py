@@ -17,10 +17,14 @@ class UserError(ValueError):
 
 
 def nearest(got: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """The names in `known` that are most like `got`, best first, at most `most` of them."""
+    """The names in `known` that are most like `got`, best first, at most `most` of them.
+
+    A name of which `got` is one part, as "rte" of "super_glue/rte", comes before all others.
+    """
     by_lower = {name.lower(): name for name in known}
+    parts = [name for name in by_lower if got.lower() in name.split("/")]
     close = difflib.get_close_matches(got.lower(), list(by_lower), n=most, cutoff=0.4)
-    return [by_lower[name] for name in close]
+    return [by_lower[name] for name in dict.fromkeys([*parts, *close])][:most]
 
 
 def unknown(what: str, got: object, known: Iterable[str]) -> UserError:

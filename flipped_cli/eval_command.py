@@ -48,6 +48,10 @@ FEATURES = ("inputs", "targets")
 @click.option("--seed", default=0, show_default=True, help="Of samples and draws.")
 @click.option("--module", multiple=True, metavar="FILE…", help="Registers one's own datasets.")
 @click.option("--plan", is_flag=True, help="Tell what would be scored, and stop.")
+@click.option("--coordinator_address", help="Of several processes: HOST:PORT of the first.")
+@click.option("--process_count", type=int, help="How many there are.")
+@click.option("--process_id", type=int, help="This one's number, from 0.")
+@click.option("--coordinator_timeout", type=float, default=300.0, help="Seconds to wait for them.")
 @click.option("--offline", is_flag=True, help="Open no network connection.")
 def evaluate(**given: Any) -> None:
     """Evaluate checkpoints on suites by rank classification.

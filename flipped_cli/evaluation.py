@@ -5,13 +5,16 @@ As in `training`, what is slow to import waits until `evaluate` is called.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flipped_cli import provenance, quiet
+from flipped_cli import errors, provenance, quiet
 from flipped_cli.checks import check_data_dir, method_of
 from flipped_errors import UserError
 
@@ -42,8 +45,14 @@ def evaluate(
     seed: int = 0,
     task_modules: Sequence[str] = (),
     plan_only: bool = False,
+    coordinator_address: str | None = None,
+    process_count: int | None = None,
+    process_id: int | None = None,
+    coordinator_timeout: float = 300.0,
 ) -> dict[str, Any]:
     """Scores suites with the newest checkpoint of each folder by each method; what is None is as in its training.
+
+    Of several processes all call it alike and score together; the first one writes and prints.
 
     Args:
       checkpoint_path: what `t5_engine.exchange` reads (ours, T5X's, Hugging Face's); or several.
@@ -66,6 +75,10 @@ def evaluate(
       seed: of the sample of examples and the templates' random draws.
       task_modules: modules or files that register datasets of one's own; see `mixtures.modules`.
       plan_only: print the plan and score nothing.
+      coordinator_address: "host:port" of process 0; None looks for SLURM or a TPU pod.
+      process_count: of the job; with an address only.
+      process_id: this process's number, from 0; with an address only.
+      coordinator_timeout: seconds to wait for the other processes.
 
     Returns:
       What was written to `results.json`; {} with `plan_only`.
@@ -73,31 +86,48 @@ def evaluate(
     Raises:
       UserError: an argument that does not fit the checkpoints or the data.
     """
-    trained = _trained(checkpoint_path, output_dir, method, vocab_path)
-    check_data_dir(data_dir)
-    _load_modules(task_modules, data_dir)
-    from flipped_eval import jobs, planning
+    with _joined(coordinator_address, process_count, process_id, coordinator_timeout):
+        trained = _trained(checkpoint_path, output_dir, method, vocab_path)
+        check_data_dir(data_dir)
+        _load_modules(task_modules, data_dir)
+        from flipped_eval import jobs, planning
 
-    runs = _runs(trained, method, _Given(vocab_path, lengths, input_eos, length_normalize))
-    request = planning.Request(
-        suites=_names("suites", suites),
-        templates=templates,
-        splits=dict(splits or {}),
-        exclude_datasets=tuple(exclude_datasets),
-        max_examples=max_examples,
-        seed=seed,
-        data_dir=data_dir,
-        label_sets=label_sets,
-    )
-    return jobs.evaluate(
-        _labelled(runs, label),
-        request,
-        output_dir,
-        batch_size=batch_size,
-        model_parallelism=model_parallelism,
-        announce=_announce,
-        tell_plan=functools.partial(_show_plan, plan_only),
-    )
+        runs = _runs(trained, method, _Given(vocab_path, lengths, input_eos, length_normalize))
+        request = planning.Request(
+            suites=_names("suites", suites),
+            templates=templates,
+            splits=dict(splits or {}),
+            exclude_datasets=tuple(exclude_datasets),
+            max_examples=max_examples,
+            seed=seed,
+            data_dir=data_dir,
+            label_sets=label_sets,
+        )
+        return jobs.evaluate(
+            _labelled(runs, label),
+            request,
+            output_dir,
+            batch_size=batch_size,
+            model_parallelism=model_parallelism,
+            announce=_announce,
+            tell_plan=functools.partial(_show_plan, plan_only),
+        )
+
+
+@contextlib.contextmanager
+def _joined(*group: Any) -> Iterator[None]:
+    """Joins the job's other processes, where it has several; a mistake in one of them then ends all."""
+    from t5_engine import launch
+
+    if not launch.start(*group):
+        yield
+        return
+    from t5_engine import processes
+
+    # JAX's own service only notes a signal, for training. Here nothing is lost by ending at once.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with processes.one_for_all():
+        yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +141,21 @@ class _Given:
 
 
 def conclude(summary: Mapping[str, Any]) -> None:
-    """Prints the means, then raises `UserError` with the tasks that could not be run, if any; all is written then."""
+    """Prints the means, then raises `UserError` with the tasks that could not be run, if any; all is written then.
+
+    Of several processes only the first says anything; the exit code is that of all.
+    """
     if not summary:  # only planned
         return
     from flipped_eval.report.content import collect
     from flipped_eval.results import missing_tasks
+    from t5_engine import processes
 
+    missing = missing_tasks(dict(summary))
+    if not processes.is_first():
+        sys.exit(errors.USER_ERROR_CODE if missing else 0)
     print(collect([summary]).summary(), flush=True)
-    if missing := missing_tasks(dict(summary)):
+    if missing:
         raise UserError(f"tasks that could not be run and are in no mean: {'; '.join(missing)}")
 
 
@@ -151,6 +188,9 @@ def _trained(
             ("VOCAB_PATH", "vocab", vocab_path or recipe.get("vocab_path")),
         ):
             if not found:
+                from t5_engine import exchange
+
+                exchange.detect(checkpoint)
                 raise UserError(
                     f"{missing} is not given, and {checkpoint} has no {provenance.RUN_FILE} that says it: "
                     f"--gin.{missing}=… (flipped eval: --{flag} …)"
@@ -161,6 +201,8 @@ def _trained(
 def _check_folders(checkpoint: pathlib.Path, output_dir: pathlib.Path) -> None:
     if not checkpoint.is_dir():
         raise UserError(f"checkpoint_path: expected a folder, there is none at {checkpoint}")
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"output_dir: expected a folder, or nothing yet, got the file {output_dir}")
     if output_dir.resolve() == checkpoint.resolve():
         raise UserError(
             f"output_dir: expected another folder than checkpoint_path, got {output_dir}; both keep "
@@ -258,7 +300,8 @@ def _show_plan(plan_only: bool, told: Told) -> bool:
         _announce(f"not run: {line}")
     left = _numbers(told.waiting)
     time = "" if told.seconds is None else f", about {_duration(told.seconds)}"
-    _announce(f"left to score: {left[0]} templates, {left[2]} choices, {left[3]} tokens{time}")
+    numbers = f"{left[0]} templates, {left[2]} choices, {left[3]} tokens{time}"
+    _announce(f"left to score: {numbers if told.waiting.templates else 'nothing'}")
     return not plan_only
 
 

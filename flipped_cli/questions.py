@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flipped_cli.rows import read_rows
-from flipped_errors import UserError, nearest
+from flipped_errors import UserError
 
 if TYPE_CHECKING:
     from flipped_eval.inference import Question
 
 METHODS = ("direct", "channel", "flipped")
+FIELDS = ("input", "row", "choices", "template", "dataset", "output")
 TOGETHER = 512  # lines of a file that are computed at a time
 _JINJA = "{{"
 
@@ -93,14 +95,23 @@ def read_questions(
     defaults = {"template": template, "dataset": dataset, "choices": choices, "output": output}
     if jsonl:
         for index, line in read_rows(jsonl):
-            name = f"{jsonl}, line {index + 1}"
-            of_dataset = {"choices": ()} if "dataset" in line else {}
+            name = f"{'stdin' if jsonl == '-' else jsonl}, line {index + 1}"
+            of_dataset: dict[str, Any] = {"choices": ()} if "dataset" in line else {}
+            _refuse_misspelt(line, name)
             yield name, *_question({**defaults, **of_dataset, **line}, name)
         return
     for number, text in enumerate(inputs, 1):
         name = "--input" if len(inputs) == 1 else f"--input {number}"
         entry: dict[str, Any] = {"input": text} if dataset is None else {"row": _row(text, name)}
         yield name, *_question({**defaults, **entry}, name)
+
+
+def _refuse_misspelt(line: Mapping[str, Any], name: str) -> None:
+    """Refuses a field that is nearly one of ours, which is not there; all others are the user's own."""
+    for field in line:
+        close = difflib.get_close_matches(field, FIELDS, n=1, cutoff=0.8)
+        if close and close[0] not in line:
+            raise UserError(f"{name}: unknown field {field!r}; nearest: {close[0]!r}")
 
 
 def _row(text: str, name: str) -> Any:
@@ -115,8 +126,8 @@ def _question(entry: Mapping[str, Any], name: str) -> tuple[Question, str | None
 
     field = "input" if entry["dataset"] is None else "row"
     if field not in entry:
-        near = ", ".join(map(repr, nearest(field, entry))) or "none"
-        raise UserError(f"{name}: expected the field {field!r}, nearest: {near}")
+        there = ", ".join(repr(key) for key, value in entry.items() if value) or "none"
+        raise UserError(f"{name}: expected the field {field!r}; there are: {there}")
     for key in ("template", "dataset", "output"):
         if not isinstance(entry[key], (str, type(None))):
             raise UserError(f"{name}: {key}: expected a text, got {entry[key]!r}")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from flipped_errors import UserError, unknown
+from flipped_errors import UserError, nearest
 
 
 def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -21,6 +21,7 @@ def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
       UserError: the file cannot be opened or read, or a line is no JSON object.
     """
+    name = "stdin" if path == "-" else path
     with _open(path) as stream:
         lines = enumerate(stream)
         while True:
@@ -29,9 +30,9 @@ def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
             except StopIteration:
                 return
             except (OSError, EOFError) as error:  # a damaged archive, a folder, a lost disk
-                raise UserError(f"{path}: cannot be read: {error}") from None
+                raise UserError(f"{name}: cannot be read: {error}") from None
             if line.strip():
-                yield index, _row(line, f"{path}, line {index + 1}")
+                yield index, _row(line, f"{name}, line {index + 1}")
 
 
 def _open(path: str) -> BinaryIO:
@@ -41,7 +42,10 @@ def _open(path: str) -> BinaryIO:
     if not file.exists():
         folder = file.parent
         names = [str(folder / p.name) for p in folder.iterdir()] if folder.is_dir() else []
-        raise unknown("rows file", path, names)
+        near = (
+            f"; nearest: {', '.join(map(repr, found))}" if (found := nearest(path, names)) else ""
+        )
+        raise UserError(f"expected a file of JSON lines, there is none at {path!r}{near}")
     try:
         if path.endswith(".gz"):
             return gzip.open(file, "rb")  # type: ignore[return-value]

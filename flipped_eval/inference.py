@@ -20,7 +20,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flipped_errors import UserError, unknown
+from flipped_errors import UserError, nearest, unknown
+from flipped_eval.keys import file_hash
 from flipped_tasks.methods import METHODS, Formatted, Piece, PieceKind, format_example
 from flipped_tasks.promptsource import TemplateSpec, load_template
 from flipped_tasks.rendering import Dropped, Rendered, compile_template, template_rng
@@ -34,6 +35,15 @@ INPUT = "input"
 DEFAULT_TEMPLATE = "{{input}}"
 _CHOICES = "choices_of_the_question"
 _SEPARATOR = "|||"
+# What `rendering` says of a row in one word.
+_REASONS = {
+    "render_error": "its values are not of the kind that the template expects",
+    "not_two_parts": "the template has nothing to ask of such a row",
+    "empty_prompt": "the prompt would be empty",
+    "empty_target": "the answer would be empty; is the label one that the template knows?",
+    "no_choices": "the template has no choices",
+    "target_not_in_choices": "the answer would be none of the choices; is the label right?",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,19 +109,26 @@ def render(question: Question, name: str = "question") -> Rendered:
     Raises:
       UserError: choices are missing or empty, the template is unknown or not valid, a column is missing.
     """
-    if question.dataset is not None:
-        return _render_row(question, name)
+    try:
+        return _render(question, name) if question.dataset is None else _render_row(question, name)
+    except UserError as error:
+        if str(error).startswith(f"{name}:"):
+            raise
+        raise UserError(f"{name}: {error}") from error
+
+
+def _render(question: Question, name: str) -> Rendered:
     choices = [str(choice).strip() for choice in question.choices]
     if not choices:
         raise UserError(f"{name}: expected choices, got none")
     for choice in choices:
         if not choice or _SEPARATOR in choice:
             raise UserError(
-                f"{name}: choices: expected texts without {_SEPARATOR!r}, got {choice!r}"
+                f"{name}: choices: expected texts, none of them empty or with {_SEPARATOR!r} in it, got {choice!r}"
             )
     text = (question.template or DEFAULT_TEMPLATE).split(_SEPARATOR)[0]
     spec = TemplateSpec(
-        dataset=name,
+        dataset="the question",
         name=text if len(text) < 40 else f"{text[:39]}…",
         jinja=f"{text} {_SEPARATOR} {{{{answer_choices[0]}}}}",
         answer_choices=f"{{{{{_CHOICES} | join('{_SEPARATOR}')}}}}",
@@ -121,9 +138,14 @@ def render(question: Question, name: str = "question") -> Rendered:
         reference="",
     )
     row = question.input if isinstance(question.input, Mapping) else {INPUT: question.input}
-    found = compile_template(spec).render({**row, _CHOICES: choices}, template_rng(0, spec.name, 0))
+    template = compile_template(spec)
+    for column in template.columns:
+        if column not in row and column != _CHOICES:
+            near = ", ".join(map(repr, nearest(column, row) or row))
+            raise UserError(f"{name}: template: there is no column {column!r}; nearest: {near}")
+    found = template.render({**row, _CHOICES: choices}, template_rng(0, spec.name, 0))
     if isinstance(found, Dropped):
-        raise UserError(f"{name}: its template cannot be used on it ({found.reason})")
+        raise UserError(f"{name}: its template cannot be used on it: {_why(found)}")
     return found
 
 
@@ -141,9 +163,13 @@ def _render_row(question: Question, name: str) -> Rendered:
     found = template.render(row, template_rng(0, question.template, 0))
     if isinstance(found, Dropped):
         raise UserError(
-            f"{name}: template {question.template!r} of {dataset} cannot be used on it ({found.reason})"
+            f"{name}: template {question.template!r} of {dataset} cannot be used on it: {_why(found)}"
         )
     return found
+
+
+def _why(dropped: Dropped) -> str:
+    return _REASONS.get(dropped.reason, dropped.reason)
 
 
 class Model:
@@ -218,16 +244,28 @@ class Model:
         """
         from t5_engine import exchange
 
+        exchange.detect(checkpoint)
         recipe = _recipe(pathlib.Path(checkpoint))
+        trained_with = recipe.get("vocab_path")
         beside = pathlib.Path(checkpoint) / HF_VOCABULARY
-        vocab = vocab or recipe.get("vocab_path") or (str(beside) if beside.is_file() else None)
+        vocab = vocab or trained_with or (str(beside) if beside.is_file() else None)
         if vocab is None:
             raise UserError(
                 f"vocab: expected a SentencePiece model, got none; {checkpoint} has no {RUN_FILE} that "
                 "names one"
             )
         vocabulary = Vocabulary.from_file(vocab)
+        if trained_with and pathlib.Path(trained_with).is_file():
+            if file_hash(vocab) != file_hash(trained_with):
+                raise UserError(
+                    f"vocab: {checkpoint} was trained with {trained_with}, and {vocab} is another vocabulary"
+                )
         params, config, _ = exchange.load(checkpoint)
+        if not trained_with and vocabulary.size < config.vocab_size:
+            raise UserError(
+                f"vocab: {vocab} has {vocabulary.size} ids (rounded up as embeddings are), {checkpoint} has "
+                f"{config.vocab_size}: expected the vocabulary that it was trained with"
+            )
         mixture = str(recipe.get("mixture", ""))
         trained_for = next(
             (name for name in METHODS if mixture.startswith((f"{name}_", f"{name}."))), None

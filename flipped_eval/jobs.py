@@ -22,6 +22,7 @@ from flipped_eval.scoring import Announce, Job, Progress, Scorer
 from flipped_tasks.methods import METHODS
 from flipped_tasks.tokens import Vocabulary
 from mixtures.suites import TEMPLATE_CHOICES
+from t5_engine import processes
 
 PAIRS_TOGETHER = 4096
 RESAMPLES = 1_000
@@ -101,106 +102,159 @@ def evaluate(
       UserError: an argument is not valid, a checkpoint or vocabulary does not fit, `output_dir` holds results of
         another request, no task can be run, or a file cannot be written.
     """
-    _check(runs, request, resamples)
+    _check(runs, request, resamples, batch_size)
     tasks = planning.select_tasks(request)
-    weights = _Weights(runs)
-    models = [_model(run, *weights.of(run)) for run in runs]
+    engine = _Engine(batch_size, model_parallelism)
+    weights = _Weights(runs, scorer or engine, None if scorer else engine.shardings)
+    models = [_model(run, *weights.described(run)) for run in runs]
     plan = planning.make_plan(tasks, models, request)
+    processes.refuse_differences(_hashes(models, plan))
     folder = pathlib.Path(output_dir)
     described = _describe(request), [model.describe() for model in models]
-    results.check_run(folder, *described)
-    stored = shards.done(folder)
 
-    def left(unit: planning.Unit) -> bool:
-        return unit.key not in stored.ended
+    def look() -> tuple[Json, bool]:
+        """What the folder holds, and whether to go on: what the first process finds, in all of them."""
+        results.check_run(folder, *described)
+        stored = shards.done(folder)
 
-    if not tell_plan(Told(plan, plan.total(left), estimate.seconds(plan, left))):
+        def left(unit: planning.Unit) -> bool:
+            return unit.key not in stored.ended
+
+        told = Told(plan, plan.total(left), estimate.seconds(plan, left))
+        go_on = tell_plan(told)
+        if go_on:
+            results.open_run(folder, *described, _places(runs))
+            results.write_plan(folder, plan)
+        return stored.to_json(), go_on
+
+    found, go_on = processes.from_first(look)
+    if not go_on:
         return {}
-    places = {
-        run.label: str(
-            run.checkpoint if "://" in run.checkpoint else pathlib.Path(run.checkpoint).absolute()
-        )
-        for run in runs
-        if run.checkpoint
-    }
-    results.open_run(folder, *described, places)
-    results.write_plan(folder, plan)
-    make = scorer or _engine_scorer(batch_size, model_parallelism)
-    progress = Progress(plan.total().choices, announce)
-    job = Job(plan, stored, shards.Writer(folder), progress, pairs_together)
+    stored, first = shards.Done.from_json(found), processes.is_first()
+    progress = Progress(plan.total().choices, announce if first else None)
+    job = Job(plan, stored, shards.Writer(folder) if first else None, progress, pairs_together)
     try:
         for run, model in sorted(
             zip(runs, models, strict=True), key=lambda both: weights.place(both[0])
         ):
             if segments := job.waiting(model):
-                params, config = weights.of(run)
-                job.score(segments, make(config, params))
+                job.score(segments, weights.scorer(run))
     finally:
         progress.close()
     plan.failed += job.failed
-    results.write_plan(folder, plan)
-    return results.finish(folder, resamples)
+
+    def conclude() -> Json:
+        results.write_plan(folder, plan)
+        return results.finish(folder, resamples)
+
+    return processes.from_first(conclude)
+
+
+def _places(runs: Sequence[Run]) -> dict[str, str]:
+    """label -> where the weights were read."""
+    return {
+        run.label: run.checkpoint
+        if "://" in run.checkpoint
+        else str(pathlib.Path(run.checkpoint).absolute())
+        for run in runs
+        if run.checkpoint
+    }
+
+
+def _hashes(models: Sequence[Model], plan: Plan) -> dict[str, str]:
+    """What all processes must have read alike; the rows and templates are in the keys of the units."""
+    units = [(unit.key, plan.sizes[unit.key].choices) for unit in plan.units()]
+    return {
+        "weights": keys.value_hash([model.weights for model in models]),
+        "vocabulary and settings": keys.value_hash([model.describe() for model in models]),
+        "rows and templates": keys.value_hash([units, plan.failed]),
+    }
+
+
+class _Engine:
+    """The engine's scorer, over all devices of all processes."""
+
+    def __init__(self, batch_size: int | None, model_parallelism: int) -> None:
+        self._options: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
+        self._model_parallelism = model_parallelism
+
+    @functools.cached_property
+    def mesh(self) -> Any:
+        """The devices."""
+        from t5_engine import partitioning
+
+        return partitioning.make_mesh(self._model_parallelism)
+
+    def shardings(self, config: Any) -> Any:
+        """Where the weights go; refuses sizes that the mesh does not divide."""
+        from t5_engine import partitioning
+
+        return partitioning.param_shardings(config, self.mesh)
+
+    def __call__(self, config: Any, params: Any) -> Scorer:
+        from t5_engine.scorer import Scorer as EngineScorer
+
+        return EngineScorer(config, params, mesh=self.mesh, **self._options)
 
 
 class _Weights:
-    """The weights of the runs; only those used last are kept, since two models may not fit into memory."""
+    """The weights of the runs: described for the plan one array at a time, and one model's on the devices."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        make: Callable[[Any, Any], Scorer],
+        shardings: Callable[[Any], Any] | None,
+    ) -> None:
+        """Args: make: from config and weights to a scorer; shardings: from a config to where the weights go."""
         self._order = list(dict.fromkeys(run.checkpoint for run in runs))
-        self._kept: tuple[str | None, tuple[Any, Any]] | None = None
+        self._make, self._shardings = make, shardings
+        self._described: dict[str, tuple[str, Any]] = {}
+        self._kept: tuple[str, Scorer] | None = None
 
     def place(self, run: Run) -> int:
         """Runs with the same checkpoint have the same place."""
         return self._order.index(run.checkpoint)
 
-    def of(self, run: Run) -> tuple[Any, Any]:
-        """(params, model config)."""
+    def described(self, run: Run) -> tuple[str, Any]:
+        """(hash of the weights, model config).
+
+        Raises:
+          UserError: there is no checkpoint, a part of it cannot be read, or it does not fit its config or the mesh.
+        """
         if run.params is not None:
-            return run.params, run.model_config
+            return keys.fingerprint(run.params), run.model_config
+        if run.checkpoint is None:
+            raise UserError("checkpoint: expected a folder of checkpoints, got none")
+        if run.checkpoint not in self._described:
+            self._described[run.checkpoint] = self._read(run.checkpoint)
+        return self._described[run.checkpoint]
+
+    def _read(self, checkpoint: str) -> tuple[str, Any]:
+        from t5_engine import exchange
+        from t5_engine.weights import lazy_params
+
+        stored = exchange.open_checkpoint(checkpoint)
+        if self._shardings is not None:
+            self._shardings(stored.config)
+        log.info("read step %d of %s", stored.step, checkpoint)
+        return keys.fingerprint(lazy_params(stored)), stored.config
+
+    def scorer(self, run: Run) -> Scorer:
+        """The scorer of a run; that of the last checkpoint is kept, since two models may not fit into memory."""
+        if run.params is not None:
+            return self._make(run.model_config, run.params)
+        assert run.checkpoint is not None
         if self._kept is None or self._kept[0] != run.checkpoint:
+            from t5_engine import exchange
+
             self._kept = None
-            self._kept = run.checkpoint, _restore(run.checkpoint)
+            params, config, _ = exchange.load(run.checkpoint, self._shardings)
+            self._kept = run.checkpoint, self._make(config, params)
         return self._kept[1]
 
 
-def _restore(checkpoint: str | None) -> tuple[Any, Any]:
-    """The newest weights of a folder of checkpoints, and their model's config."""
-    if checkpoint is None:
-        raise UserError("checkpoint: expected a folder of checkpoints, got none")
-    from t5_engine import exchange
-
-    try:
-        params, model_config, step = exchange.load(checkpoint)
-    except UserError:
-        raise
-    except ValueError as error:  # what the storage library says where shapes differ
-        why = " ".join(str(error).split()).partition(". ")[0]
-        raise UserError(f"checkpoint {checkpoint} does not fit its model config: {why}") from None
-    log.info("read step %d of %s", step, checkpoint)
-    _check_shapes(checkpoint, params, model_config)
-    return params, model_config
-
-
-def _check_shapes(checkpoint: str, params: Any, config: Any) -> None:
-    """Refuses weights that are not of the size that their own config names."""
-    import jax
-
-    from t5_engine.model import abstract_params
-
-    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
-
-    expected, got = shapes(abstract_params(config)), shapes(params)
-    for name in sorted(set(expected) | set(got)):
-        if expected.get(name) != got.get(name):
-            raise UserError(
-                f"checkpoint {checkpoint} does not fit its model config: {name}: expected "
-                f"{expected.get(name, 'no such parameter')}, got {got.get(name, 'none')}"
-            )
-
-
-def _model(run: Run, params: Any, config: Any) -> Model:
+def _model(run: Run, weights: str, config: Any) -> Model:
     """What the plan and the files know of a run; refuses a vocabulary that does not fit."""
     vocabulary = Vocabulary.from_file(run.vocab_path)
     size = getattr(config, "vocab_size", None)
@@ -214,7 +268,7 @@ def _model(run: Run, params: Any, config: Any) -> Model:
     return Model(
         label=run.label,
         method=run.method,
-        weights=keys.fingerprint(params),
+        weights=weights,
         tokenizer=keys.file_hash(run.vocab_path),
         config=config,
         lengths=dict(run.lengths),
@@ -225,7 +279,7 @@ def _model(run: Run, params: Any, config: Any) -> Model:
     )
 
 
-def _check(runs: Sequence[Run], request: Request, resamples: int) -> None:
+def _check(runs: Sequence[Run], request: Request, resamples: int, batch_size: int | None) -> None:
     """Refuses arguments that cannot be meant."""
     if not runs:
         raise UserError("runs: expected at least one checkpoint and method, got none")
@@ -246,6 +300,8 @@ def _check(runs: Sequence[Run], request: Request, resamples: int) -> None:
     most = request.max_examples
     if most is not None and most < 1:
         raise UserError(f"max_examples: expected at least 1, or None for all, got {most!r}")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size: expected at least 1, or None, got {batch_size!r}")
     if resamples < 1:
         raise UserError(f"resamples: expected at least 1, got {resamples!r}")
 
@@ -270,17 +326,3 @@ def _describe(request: Request) -> Json:
         "seed": request.seed,
         "label_sets": keys.file_hash(request.label_sets) if request.label_sets else None,
     }
-
-
-def _engine_scorer(batch_size: int | None, model_parallelism: int) -> Callable[[Any, Any], Scorer]:
-    """Makes the engine's scorer, over all devices."""
-
-    def make(config: Any, params: Any) -> Scorer:
-        from t5_engine import partitioning
-        from t5_engine.scorer import Scorer as EngineScorer
-
-        options: dict[str, Any] = {"batch_size": batch_size} if batch_size else {}
-        mesh = partitioning.make_mesh(model_parallelism)
-        return EngineScorer(config, params, mesh=mesh, **options)
-
-    return make

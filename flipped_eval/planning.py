@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 from collections import defaultdict
@@ -215,9 +216,13 @@ def _chosen(name: str, request: Request) -> list[EvalTask]:
     if template and template not in usable:
         raise unknown(f"template of {dataset!r}", template, usable)
     names = template_names(dataset, "direct", original_task=request.templates == "original")
-    at_hand = split_names(dataset, request.data_dir)
+    at_hand: Sequence[str] = ()
+    with contextlib.suppress(
+        UserError
+    ):  # the plan names a dataset without rows, and goes on with the others
+        at_hand = split_names(dataset, request.data_dir)
     split = request.splits.get(dataset) or next(
-        known for known in ("validation", "test", *at_hand[:1]) if known in at_hand
+        (known for known in ("validation", "test", *at_hand[:1]) if known in at_hand), "validation"
     )
     return [
         EvalTask(CHOSEN, dataset, dataset, split, each)

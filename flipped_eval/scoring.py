@@ -24,6 +24,7 @@ from flipped_eval.examples import Case, Pair, Row, TaskCases
 from flipped_eval.files import Json
 from flipped_eval.planning import Group, Model, Plan, Unit, failure
 from mixtures.suites import ORIGINAL
+from t5_engine import processes
 
 ROWS_A_BLOCK = 16
 WORST_KEPT = 3  # wrong examples of a unit and chunk that are kept as text
@@ -147,16 +148,17 @@ def chunks(groups: Sequence[Group], pairs_together: int) -> Iterator[Chunk]:
 class Progress:
     """One bar over all choices of a job on a terminal, and a line for each split that is done."""
 
-    def __init__(self, choices: float, announce: Announce) -> None:
-        """Args: choices: about how many there are; announce: gets the lines."""
-        self._announce = announce
+    def __init__(self, choices: float, announce: Announce | None) -> None:
+        """Args: choices: about how many there are; announce: gets the lines; None, nothing is shown."""
+        self._announce = announce or (lambda line: None)
         self._began: float | None = None
         self._before = 0
         self._all = max(1, round(choices))
         self._done = 0
         self._bar = tqdm.tqdm(
-            total=self._all, unit="choice", disable=None, dynamic_ncols=True, leave=False
-        )
+            total=self._all, unit="choice", disable=None if announce else True, dynamic_ncols=True,
+            leave=False,
+        )  # fmt: skip
 
     def skip(self, choices: float) -> None:
         """So many choices more were done by an earlier job."""
@@ -198,7 +200,7 @@ class Job:
     Attributes:
       plan: what is to be done.
       stored: what the shards held when the job began.
-      writer: gets the new chunks.
+      writer: gets the new chunks; None in all processes but the first.
       progress: the bar.
       pairs_together: the size of a chunk.
       failed: units that failed on the way, as in `Plan.failed`.
@@ -206,7 +208,7 @@ class Job:
 
     plan: Plan
     stored: shards.Done
-    writer: shards.Writer
+    writer: shards.Writer | None
     progress: Progress
     pairs_together: int
     failed: list[Json] = field(default_factory=list)
@@ -242,12 +244,16 @@ class Job:
         scores = np.zeros(0)
         if pairs:
             self.progress.move(begun)
-            scores = np.asarray(scorer.score(pairs, progress=progress), np.float64)
+            processes.agree()
+            with processes.computing():
+                scores = np.asarray(scorer.score(pairs, progress=progress), np.float64)
         if scores.shape != (len(pairs),):
             raise ValueError(f"scorer: expected {len(pairs)} scores, got shape {scores.shape}")
         units = [*(made[0] for made in chunk.cases), *(one.unit for one in chunk.ended)]
         about = {key: unit.about() for key, unit in {unit.key: unit for unit in units}.items()}
-        self.writer.append(list(_lines(chunk, scores)), about)
+        lines = list(_lines(chunk, scores))
+        if self.writer is not None:
+            self.writer.append(lines, about)
         self.progress.move(begun + len(pairs))
 
     def _tell(self, ended: Sequence[Building]) -> None:

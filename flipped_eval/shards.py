@@ -78,6 +78,17 @@ class Done:
         """Whether all choices of an example are scored."""
         return unit in self.ended or example in self.examples.get(unit, ())
 
+    def to_json(self) -> Json:
+        """Itself as plain values."""
+        examples = {unit: sorted(names) for unit, names in self.examples.items()}
+        return {"examples": examples, "ended": sorted(self.ended)}
+
+    @classmethod
+    def from_json(cls, found: Json) -> Done:
+        """What `to_json` gave."""
+        examples = {unit: set(names) for unit, names in found["examples"].items()}
+        return cls(examples, set(found["ended"]))
+
 
 def done(output_dir: pathlib.Path) -> Done:
     """What need not be scored again.

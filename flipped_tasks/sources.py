@@ -86,7 +86,9 @@ def split_names(dataset: str, data_dir: str | None = None) -> tuple[str, ...]:
         from flipped_tasks import embedded
 
         if spec.name not in embedded.SPLIT_SIZES:
-            raise unknown("embedded dataset", spec.name, embedded.SPLIT_SIZES)
+            raise UserError(
+                f"no rows of {spec.name}: the made-up world has none; give a folder of rows (--data_dir)"
+            )
         return tuple(embedded.SPLIT_SIZES[spec.name])
     if (stored := find_prepared(dataset, data_dir)) is not None:
         return stored.splits()

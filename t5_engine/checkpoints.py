@@ -60,7 +60,8 @@ class Checkpoints:
     @property
     def newest(self) -> int | None:
         """The step of the newest whole checkpoint; None where there is none. Newer ones that are not are named."""
-        whole = _newest_whole(self.folder)
+        whole, reasons = _newest_whole(self.folder)
+        _warn(reasons, whole)
         return None if whole is None else int(whole.name)
 
     def save(
@@ -188,8 +189,8 @@ def broken(folder: epath.Path) -> str | None:
     return found[0] if found else None
 
 
-def _newest_whole(folder: epath.Path) -> epath.Path | None:
-    """The newest whole checkpoint; each newer one that is not, or was left by a save that did not end, is told."""
+def _newest_whole(folder: epath.Path) -> tuple[epath.Path | None, list[str]]:
+    """The newest whole checkpoint; and why each newer one is not, such as one left by a save that did not end."""
     reasons = []
     newest = None
     for child in sorted(_steps(folder), key=lambda child: int(child.name), reverse=True):
@@ -202,10 +203,13 @@ def _newest_whole(folder: epath.Path) -> epath.Path | None:
         number = re.match(r"\d+", child.name)
         if number and (newest is None or int(number[0]) > int(newest.name)):
             reasons.append(f"{child} was left by a save that did not end")
+    return newest, reasons
+
+
+def _warn(reasons: list[str], newest: epath.Path | None) -> None:
     for reason in reasons:
         instead = f"; {newest} is used" if newest else "; no older one is there"
         _tell(f"warning: checkpoint {reason}{instead}")
-    return newest
 
 
 def _make_room(folder: epath.Path, step: int) -> None:
@@ -245,9 +249,11 @@ def find(path: epath.PathLike) -> epath.Path:
             raise UserError(f"checkpoint {path} is not whole: {reason}")
         return path
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
-    newest = _newest_whole(folder)
+    newest, reasons = _newest_whole(folder)
     if newest is None:
-        raise UserError(f"no checkpoint at {path}: expected a folder <step>/about there or below")
+        why = "; ".join(reasons) or "expected a folder <step>/about there or below"
+        raise UserError(f"no checkpoint at {path}: {why}")
+    _warn(reasons, newest)
     return newest
 
 
@@ -267,7 +273,7 @@ def load(path: epath.PathLike, shardings: Any = None) -> tuple[Params, T5Config,
 
     Args:
       path: as in `find`.
-      shardings: a tree of the parameters' shardings; all on the first device where not given.
+      shardings: a tree of the parameters' shardings; all on this process's first device where not given.
 
     Returns:
       (params, config, step).
@@ -276,7 +282,7 @@ def load(path: epath.PathLike, shardings: Any = None) -> tuple[Params, T5Config,
     about = read_about(folder)
     config = T5Config.from_dict(about["model"])
     if shardings is None:
-        shardings = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = with_shardings(abstract_params(config), shardings)
     with ocp.StandardCheckpointer() as checkpointer:
         params = checkpointer.restore(folder / "params", target)

@@ -69,20 +69,22 @@ def open_as(name: str, path: str | pathlib.Path) -> Weights:
     return FORMATS[name](path)
 
 
-def load(path: str | pathlib.Path, shardings: Any = None) -> tuple[Params, T5Config, int]:
+def load(
+    path: str | pathlib.Path, shardings: Callable[[T5Config], Any] | None = None
+) -> tuple[Params, T5Config, int]:
     """The parameters that stand at a path, whatever their layout.
 
     Args:
       path: as in `open_checkpoint`.
-      shardings: a tree of the parameters' shardings; all on the first device where not given.
+      shardings: from the model's sizes to where they go: one sharding, or a tree of them, of devices of this process
+        or of several, none of which waits for another; all on this process's first device where not given.
 
     Returns:
       (params, config, step).
     """
-    if detect(path) == "flipped":
-        return checkpoints.load(path, shardings)
     weights = open_checkpoint(path)
-    return to_params(weights, shardings), weights.config, weights.step
+    where = None if shardings is None else shardings(weights.config)
+    return to_params(weights, where), weights.config, weights.step
 
 
 def load_for(path: str | pathlib.Path, config: T5Config, shardings: Any = None) -> Params:

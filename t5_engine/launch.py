@@ -18,8 +18,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from flipped_errors import UserError
 
 TIMEOUT = 300.0
@@ -53,7 +51,7 @@ def start(
     process_count: int | None = None,
     process_id: int | None = None,
     timeout: float = TIMEOUT,
-) -> None:
+) -> bool:
     """Joins this process to the others; does nothing where the run is one process. Call it before any use of JAX.
 
     Args:
@@ -61,6 +59,9 @@ def start(
       process_count: of the run; with an address only.
       process_id: this process's number, from 0; with an address only.
       timeout: seconds until a process that has not come up is given up.
+
+    Returns:
+      Whether the run has several processes. Where it has not, JAX is not even imported.
 
     Raises:
       UserError: some of the three are given and not all, one does not fit, or a process does not come up.
@@ -93,15 +94,18 @@ def start(
                 num_processes=group.count,
                 process_id=group.index,
             )
-        return
+        return process_count > 1
     found = detected(os.environ)
     if found is not None:
         call_roll(found, timeout)
         _initialize(timeout)
-    elif _is_tpu_host():
+        return True
+    if _is_tpu_host():
         # A pod whose variables say nothing: JAX asks the machine's metadata. It refuses where that is silent too.
         with contextlib.suppress(ValueError):
             _initialize(timeout)
+            return _process_count() > 1
+    return False
 
 
 def detected(environment: Mapping[str, str]) -> Group | None:
@@ -250,7 +254,15 @@ def _is_tpu_host() -> bool:
     return any(pathlib.Path("/dev").glob("accel*")) or any(pathlib.Path("/dev").glob("vfio/[0-9]*"))
 
 
+def _process_count() -> int:
+    import jax
+
+    return jax.process_count()
+
+
 def _initialize(timeout: float, **settings: Any) -> None:
+    import jax
+
     flags = os.environ.get("XLA_FLAGS", "")
     # On CPUs only: a build of XLA that does not know a flag ends the process.
     if jax.config.jax_platforms == "cpu" and _CPU_ORDER not in flags:

@@ -63,8 +63,13 @@ class OwnWeights(Weights):
         refuse_other_names(self.path, ["/".join(path) for path in leaves(self.config)], names)
 
     def leaf(self, path: Path) -> np.ndarray:
-        stored = self._arrays[path]()
-        return as_float32(stored.read(), leaves(self.config)[path].shape, stored.name)
+        array = self._arrays[path]().read()
+        try:
+            return as_float32(array, leaves(self.config)[path].shape, "/".join(path))
+        except UserError as error:
+            raise UserError(
+                f"checkpoint {self.path} does not fit its model config: {error}"
+            ) from None
 
 
 @functools.lru_cache(maxsize=32)
@@ -115,10 +120,10 @@ def to_params(weights: Weights, shardings: Any = None) -> Params:
 
     Args:
       weights: where they are read from.
-      shardings: one sharding, or a tree of them; all on the first device where not given.
+      shardings: one sharding, or a tree of them; all on this process's first device where not given.
     """
     if shardings is None:
-        shardings = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if isinstance(shardings, jax.sharding.Sharding):
         one = shardings
         where: Mapping[Path, Any] = dict.fromkeys(leaves(weights.config), one)

@@ -187,11 +187,11 @@ def collect(
         results=rows,
         runs=[run | one["request"] for one in found for run in one["runs"]],
         training={label: read_training(path) for label, path in logs.items()},
-        counts=[count for one in found for count in one["counts"]],
-        shown=[example for one in examples for example in one["shown"]],
-        worst=[example for one in examples for example in one["worst"]],
-        comparisons=_comparisons(found, folders, methods, labels),
-        not_run=[line for one in found for line in one["not_run"]],
+        counts=_by_suite(count for one in found for count in one["counts"]),
+        shown=_by_suite(example for one in examples for example in one["shown"]),
+        worst=_by_suite(example for one in examples for example in one["worst"]),
+        comparisons=_by_suite(_comparisons(found, folders, methods, labels)),
+        not_run=_by_suite(line for one in found for line in one["not_run"]),
         bootstrap=_distinct(one["bootstrap"] for one in found),
         made_up=tuple(
             dict.fromkeys(
@@ -225,6 +225,12 @@ def _training_folders(folders: Iterable[pathlib.Path]) -> dict[str, str | os.Pat
             if (pathlib.Path(place) / TRAINING_LOG).is_file():
                 found[label] = place
     return found
+
+
+def _by_suite(lines: Iterable[Json]) -> list[Json]:
+    """The lines in the order in which the page has the suites."""
+    places = {suite: place for place, suite in enumerate(TITLES)}
+    return sorted(lines, key=lambda line: places.get(line["suite"], len(places)))
 
 
 def _comparisons(
@@ -296,6 +302,7 @@ def notes(report: Report) -> list[str]:
         "Chance is what guessing uniformly among the choices gives, and an example with several right choices counts "
         "with all of them; for macro F1 it is the F1 of the expected counts.",
         "A task's value is the mean over its templates; a suite's is the mean over its tasks.",
+        "On paper, what is folded is left out: unfold it before printing.",
     ]
     configurations = defaultdict(set)
     for run in report.runs:
@@ -326,6 +333,11 @@ def short(task: str) -> str:
 def percent(value: float | None) -> str:
     """0.61803 -> "61.8"; None -> "–"."""
     return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def counted(number: int, what: str) -> str:
+    """(1, "task") -> "1 task"; (2000, "task") -> "2,000 tasks"."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def label_sets(report: Report, task: str) -> list[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from flipped_eval.aggregates import SUBSTITUTES
 from flipped_eval.files import Json
@@ -19,6 +20,7 @@ from flipped_eval.report.content import (
     UNSEEN,
     UNSEEN_TASKS,
     Report,
+    counted,
     label_sets,
     notes,
     percent,
@@ -46,6 +48,7 @@ def render(report: Report) -> str:
     environment.filters["percent"] = percent
     environment.filters["short"] = short
     environment.filters["count"] = "{:,}".format
+    environment.filters["breakable"] = _breakable
     environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:]
     style = environment.get_template("style.css").render(colours=len(plots.MARKERS))
     text = environment.get_template("report.html").render(
@@ -81,7 +84,7 @@ def headline(report: Report) -> Json:
         for method in report.methods
     ]
     tasks = max((row["tasks"] for _, row in cards if row), default=0)
-    what = f"mean {METRIC_NAMES[metric]} over {tasks} tasks: {TITLES.get(first, first)}"
+    what = f"mean {METRIC_NAMES[metric]} over {counted(tasks, 'task')}: {TITLES.get(first, first)}"
     if first == UNSEEN:
         of = "" if tasks == UNSEEN_TASKS else f"{tasks} of "
         what = f"mean accuracy over {of}the {UNSEEN_TASKS} unseen tasks"
@@ -224,6 +227,11 @@ def _training(report: Report) -> list[Json]:
             )
             found.append({"title": title, "plot": plot})
     return found
+
+
+def _breakable(name: str) -> Markup:
+    """A name that a narrow screen may break after "_" and "/"."""
+    return Markup(re.sub("([_/])(?=.)", r"\1<wbr>", str(escape(name))))
 
 
 def _worst(report: Report) -> list[Json]:

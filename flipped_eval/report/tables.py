@@ -17,6 +17,7 @@ from flipped_eval.report.content import (
     METRIC_NAMES,
     TITLES,
     Report,
+    counted,
     label_sets,
     percent,
     short,
@@ -97,7 +98,7 @@ def tasks_table(report: Report, suite: str, metric: str = "accuracy") -> list[Li
         ]
 
     tasks = report.tasks(suite)
-    lines = [line(f"mean over {len(tasks)} tasks", rows(None), total=True)]
+    lines = [line(f"mean over {counted(len(tasks), 'task')}", rows(None), total=True)]
     for task in tasks:
         templates = sorted(
             {
@@ -108,7 +109,11 @@ def tasks_table(report: Report, suite: str, metric: str = "accuracy") -> list[Li
             - {None}
         )
         measured = next((row for row in rows(task) if row), None)
-        note = f"{measured['n']:,} examples, {len(templates)} templates" if measured else ""
+        note = (
+            f"{counted(measured['n'], 'example')}, {counted(len(templates), 'template')}"
+            if measured
+            else ""
+        )
         of_task = line(short(task), rows(task), note)
         inner = tuple(line(template, rows(task, template)) for template in templates)
         lines.append(Line(of_task.name, of_task.chance, of_task.cells, of_task.note, False, inner))
@@ -216,7 +221,7 @@ def suites_table(report: Report) -> list[Line]:
             if suite == LABELS:
                 name += ", original words" if label_set == ORIGINAL else ", all other words"
             missing = sorted({task for row in rows if row for task in row.get("tasks_missing", ())})
-            note = f"{measured['tasks']} tasks, {measured['n']:,} examples"
+            note = f"{counted(measured['tasks'], 'task')}, {counted(measured['n'], 'example')}"
             if missing:
                 note += f"; without {', '.join(map(short, missing))}"
             lines.append(line(name, rows, note))

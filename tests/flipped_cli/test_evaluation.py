@@ -164,7 +164,7 @@ def test_the_job_goes_on_from_gin_with_what_was_scored(done, trained):
     assert len(list((done / "scores").iterdir())) == 1
 
 
-def test_the_report_command(done, tmp_path):
+def test_the_report_command(done, trained, tmp_path):
     told = call("report", str(done), "--output", str(tmp_path), "--title", "Kettles & co.")
     assert told.exit_code == 0, told.output
     assert "report.html" in told.output and "mean, %" in told.output
@@ -173,6 +173,10 @@ def test_the_report_command(done, tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert set(report["training"]) == set(report["methods"])
     assert (tmp_path / "report.md").read_text().startswith("# Kettles")
+    assert "left to score: nothing" in call(
+        "eval", "--checkpoint", *trained, "--methods", "direct", "flipped", "--suite", RTE, "kettles",
+        "--module", KETTLES, "--max_examples", "4", "--output", str(done), "--plan",
+    ).output  # fmt: skip
     nothing = call("report", str(done.parent))
     assert nothing.exit_code == 2 and f"there are results in {done}" in nothing.output
 
@@ -267,29 +271,26 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path, trained, vocab_path
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_that_does_not_fit_its_model_is_refused(tmp_path, trained, monkeypatch):
-    from t5_engine import exchange
-
-    load = exchange.load
-
-    def wider(path):
-        params, config, step = load(path)
-        return params, config.replace(emb_dim=32), step
-
-    monkeypatch.setattr(exchange, "load", wider)
-    words = ["eval", "--checkpoint", trained[0], "--suite", RTE, "--output", str(tmp_path / "out")]
+def test_a_checkpoint_that_does_not_fit_its_model_is_refused(tmp_path, vocab_path):
+    """Its `about` tells another width than its arrays have; or a part of an array is gone."""
+    folder = pathlib.Path(
+        save(tmp_path / "wide", vocab_path, 0, mixture="direct_train", vocab_path=vocab_path)
+    )
+    [about] = folder.glob("checkpoints/3/about/metadata")
+    description = json.loads(about.read_text())
+    description["model"]["emb_dim"] = 32
+    about.write_text(json.dumps(description, separators=(",", ":")))
+    (about.parents[1] / "checksums.json").unlink()  # as in a checkpoint from elsewhere
+    words = ["eval", "--checkpoint", str(folder), "--suite", RTE, "--output", str(tmp_path / "out")]
     told = call(*words)
-    message = r"error: checkpoint .*direct does not fit its model config: .*: expected \(.*32.*\), got \(.*16.*\)\n"
+    message = r"error: checkpoint .*wide/checkpoints/3 does not fit its model config: .*: expected .*32.*, got .*16.*\n"
     assert told.exit_code == 2 and re.fullmatch(message, told.output), told.output
-
-    def storage(path):
-        raise ValueError(
-            "Requested shape: (1, 32) is not compatible with the stored shape: (1, 16). More."
-        )
-
-    monkeypatch.setattr(exchange, "load", storage)
+    description["model"]["emb_dim"] = 16
+    about.write_text(json.dumps(description))
+    for file in folder.glob("checkpoints/3/params/**/d/*"):
+        file.write_bytes(file.read_bytes()[:-64])
     told = call(*words)
-    assert told.exit_code == 2 and told.output.endswith("with the stored shape: (1, 16)\n"), (
+    assert told.exit_code == 2 and re.fullmatch("error: .*cannot be read: .*\n", told.output), (
         told.output
     )
     assert not (tmp_path / "out").exists()
@@ -308,6 +309,14 @@ def test_a_checkpoint_that_does_not_fit_its_model_is_refused(tmp_path, trained, 
             "unknown template of 'kettles' 'contant'; .*'content'",
         ),
         (["--methods", "direct", "fliped"], "unknown method 'fliped'"),
+        (["--suite", "rte"], "unknown suite or dataset 'rte'; nearest: 'super_glue/rte'"),
+        (
+            ["--suite", "bigbench14"],
+            "no rows of bigbench/.*: the made-up world has none; .*--data_dir",
+        ),
+        (["--batch_size", "0"], "batch_size: expected at least 1"),
+        (["--output", __file__], "output_dir: expected a folder, or nothing yet, got the file"),
+        (["--model_parallelism", "3"], "model_parallelism: expected a divisor"),
         (["--label", "a", "b"], "label: expected 1 names, .* got 2"),
         (["--split", "rte"], "--split: expected DATASET=SPLIT, such as imdb=train, got 'rte'"),
         (["--split", "super_glue/rte=trian"], "unknown split .*'trian'; nearest: 'train'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import pathlib
 import shutil
@@ -38,13 +39,16 @@ addEventListener("load", () => {
     overflow: document.documentElement.scrollWidth - innerWidth, wide: wide.slice(0, 5),
     plots: [...document.querySelectorAll(".plot")].filter(shown).map(one => one.className),
     all: document.querySelectorAll(".plot").length, down, up: values(), sorted: head.getAttribute("aria-sort"),
+    scrolled: [...document.querySelectorAll("table.pin")].filter(one => shown(one)
+      && one.parentElement.scrollWidth > one.parentElement.clientWidth + 1)
+      .map(one => `${one.caption.textContent}: ${one.parentElement.scrollWidth} of ${one.parentElement.clientWidth}`),
     paper: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(document.body).color,
     empty: [...document.querySelectorAll("main section")].filter(one => one.innerText.trim().length < 20)
       .map(one => one.id),
   };
-  const place = document.createElement("script");
+  const place = parent.document.createElement("script");
   place.type = "application/json"; place.id = "seen"; place.textContent = JSON.stringify(seen);
-  document.body.append(place);
+  parent.document.body.append(place);
 });
 </script>
 """
@@ -62,9 +66,13 @@ def page(tmp_path_factory, small_vocab_path) -> str:
 
 def see(page: str, folder: pathlib.Path, width: int, dark: bool = False) -> dict:
     file = folder / "page.html"
-    file.write_text(page.replace("</body>", f"{PROBE}</body>"))
+    probed = page.replace("</body>", f"{PROBE}</body>")
+    if width < 500:  # a window is at least so wide
+        frame = f'<iframe style="width:{width}px;height:9000px" srcdoc="{html.escape(probed)}"></iframe>'
+        probed = f"<!doctype html><body>{frame}</body>"
+    file.write_text(probed)
     words = [
-        BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
+        BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={width},900",
         f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=4000", "--dump-dom", file.as_uri(),
     ]  # fmt: skip
     if dark:
@@ -74,7 +82,7 @@ def see(page: str, folder: pathlib.Path, width: int, dark: bool = False) -> dict
     return json.loads(found)
 
 
-@pytest.mark.parametrize("width", [1280, 500])
+@pytest.mark.parametrize("width", [1280, 500, 390])
 def test_nothing_is_cut_off(page, tmp_path, width):
     seen = see(page, tmp_path, width)
     assert seen["overflow"] <= 0 and seen["wide"] == []
@@ -82,6 +90,7 @@ def test_nothing_is_cut_off(page, tmp_path, width):
     assert len(seen["plots"]) == seen["all"] / 2 > 2
     assert all(form in name for name in seen["plots"])
     assert seen["empty"] == []
+    assert seen["scrolled"] == [], "two methods stand side by side"
 
 
 def test_tables_sort_both_ways(page, tmp_path):

@@ -12,6 +12,8 @@ import pytest
 
 from flipped_errors import UserError
 from flipped_eval.inference import Model, Question, render
+from flipped_tasks.embedded import warmup_texts
+from flipped_tasks.embedded.vocabulary import train_vocabulary
 from flipped_tasks.methods import format_example, to_text
 from flipped_tasks.tokens import Vocabulary, encode
 from t5_engine import exchange
@@ -145,9 +147,10 @@ def test_mistakes_are_named(model: Model, config: T5Config, params: Any) -> None
         return str(caught.value)
 
     assert "question 2: expected choices, got none" in fails(Question("x", (), REVIEW))
-    assert "got ''" in fails(Question("x", ("a", " "), REVIEW))
+    assert "none of them empty" in fails(Question("x", ("a", " "), REVIEW))
     assert "'|||'" in fails(Question("x", ("a", "b|||c"), REVIEW))
-    assert "no column 'inpt'" in fails(Question("x", ("a",), "{{inpt}} is it?"))
+    told = fails(Question("x", ("a",), "{{inpt}} is it?"))
+    assert told == "question 2: template: there is no column 'inpt'; nearest: 'input'"
     assert "empty_instruction" in fails(Question("x", ("a",)))
     assert "line 1" in fails(Question("x", ("a",), "{{input"))
     rte = {"template": "GPT-3 style", "dataset": "super_glue/rte"}
@@ -155,21 +158,34 @@ def test_mistakes_are_named(model: Model, config: T5Config, params: Any) -> None
     assert "choices: expected none" in fails(Question(ROW, ("a",), **rte))
     assert "'GPT-3 style'" in fails(Question(ROW, (), "GPT3 style", "super_glue/rte"))
     assert "no column 'premise'" in fails(Question({"hypothesis": "y", "label": 0}, **rte))
+    assert fails(Question(ROW, (), "GPT3 style", "super_glue/rte")).startswith(
+        "question 2: unknown"
+    )
+    assert "is the label one that" in fails(Question(ROW | {"label": 7}, **rte))
+    assert "the prompt would be empty" in fails(Question("", ("a",)), "direct")
     assert "nearest: 'flipped'" in fails(Question("x", ("a",)), "fliped")
 
 
 def test_loading(
     tmp_path: pathlib.Path, config: T5Config, params: Any, small_vocab_path: str
 ) -> None:
+    with pytest.raises(UserError, match="no checkpoint at .*: expected"):
+        Model.load(tmp_path)
     exchange.save(tmp_path, params, config, 0)
     with pytest.raises(UserError, match="has no run.json that names one"):
         Model.load(tmp_path)
+    other = tmp_path / "other.model"
+    train_vocabulary(warmup_texts(0, 300), other, size=250)
+    with pytest.raises(UserError, match="other.model has 384 ids .* has 512"):
+        Model.load(tmp_path, vocab=str(other))
     recipe = {"mixture": "channel_train", "vocab_path": small_vocab_path, "input_eos": False}
     (tmp_path / "run.json").write_text(json.dumps({"recipe": recipe}), encoding="utf-8")
     question = Question("a fine pan", ("good", "bad"), REVIEW)
     expected = Model(config, params, Vocabulary.from_file(small_vocab_path), input_eos=False).score(
         [question], "channel"
     )
+    with pytest.raises(UserError, match="was trained with .*small.model, and .*other.model is"):
+        Model.load(tmp_path, vocab=str(other))
     for path in (tmp_path, tmp_path / "checkpoints" / "0"):
         loaded = Model.load(path)
         assert loaded.method == "channel"

@@ -135,6 +135,14 @@ def test_checksums_name_the_file_that_was_changed(save, tmp_path):
     assert checksums.differences(folder, contents=False) == []
 
 
+def test_where_none_is_whole_one_line_says_why(save, tmp_path, capfd):
+    save(1)
+    break_marker(tmp_path / "checkpoints" / "1")
+    with pytest.raises(UserError, match="no checkpoint at .*checkpoints/1 is not whole .*marker"):
+        checkpoints.load(tmp_path)
+    assert capfd.readouterr().err == ""
+
+
 def test_nothing_at_all_is_named(tmp_path):
     with pytest.raises(UserError, match="no checkpoint at .*nowhere"):
         checkpoints.load(pathlib.Path(tmp_path) / "nowhere")

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import pathlib
 import socket
+import subprocess
+import sys
 
 import pytest
 
 from flipped_errors import UserError
 from t5_engine import launch
 from t5_engine.launch import Group
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -85,6 +90,17 @@ def test_strangers_on_the_port_are_ignored(address):
         first = pool.submit(roll, [Group(address, 2, 0)], 60)
         stranger()
         assert roll([Group(address, 2, 1)], 60) == first.result() == ["all there"]
+
+
+def test_one_process_is_told_apart_without_jax():
+    """So that a command's mistakes are told at once."""
+    program = (
+        "import sys; from t5_engine import launch; print(launch.start(), 'jax' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "False"]
 
 
 SLURM = {
