@@ -122,15 +122,27 @@ def test_parameters_are_the_golden_ones(
     assert tuple(len(names) for names in layers.values()) == numbers
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Random parameters of gin/t5x/tiny.gin's size, of step 4: ours, and T5X's in both layouts."""
+    folder = tmp_path_factory.mktemp("exported")
+    config = sizes.size("tiny").replace(vocab_size=32128)
+    params = jax.jit(lambda key: init_params(config, key))(jax.random.key(0))
+    for name in ("ours", "native", "orbax"):
+        (folder / name).mkdir()
+    exchange.save(folder / "ours", params, config, step=4)
+    for layout in ("native", "orbax"):
+        t5x_format.write(OwnWeights(folder / "ours"), folder / layout, layout=layout)
+    return folder
+
+
 def test_evaluation(
-    monkeypatch: pytest.MonkeyPatch, small_vocab_path: str, tmp_path: pathlib.Path
+    monkeypatch: pytest.MonkeyPatch, small_vocab_path: str, exported: pathlib.Path
 ) -> None:
-    exported = tmp_path / "t5x"
-    _export(tmp_path, exported)
     _load(
         monkeypatch, t5x.eval, ["gin/t5x/eval.gin", "gin/t5x/tiny.gin"], small_vocab_path,
-        MIXTURE_OR_TASK_NAME="direct.super_glue_rte_score_eval", CHECKPOINT_PATH=str(exported),
-        EVAL_OUTPUT_DIR="o",
+        MIXTURE_OR_TASK_NAME="direct.super_glue_rte_score_eval",
+        CHECKPOINT_PATH=str(exported / "native"), EVAL_OUTPUT_DIR="o",
     )  # fmt: skip
     dataset = gin.get_configurable(utils.DatasetConfig)()
     assert dataset.mixture_or_task_name == "direct.super_glue_rte_score_eval"
@@ -139,70 +151,59 @@ def test_evaluation(
     assert values["output_dir"] == "o"
     assert isinstance(values["model"], models.EncoderDecoderModel)
     # The folder above a step stands for its newest.
-    assert values["restore_checkpoint_cfg"].path == str(exported / "checkpoint_4")
+    assert values["restore_checkpoint_cfg"].path == str(exported / "native" / "checkpoint_4")
 
 
-def _export(tmp_path: pathlib.Path, out: pathlib.Path, layers: int = 2, layout: str = "native"):
-    """A T5X checkpoint of step 4 with random parameters of gin/t5x/tiny.gin's size, but for the layers."""
-    config = sizes.size("tiny").replace(vocab_size=32128, num_encoder_layers=layers)
-    params = jax.jit(lambda key: init_params(config, key))(jax.random.key(0))
-    ours = tmp_path / f"ours_{layers}"
-    ours.mkdir()
-    exchange.save(ours, params, config, step=4)
-    out.mkdir()
-    t5x_format.write(OwnWeights(ours), out, layout=layout)
+def _restored(
+    monkeypatch: pytest.MonkeyPatch, vocab: str, path: object, model_dir: str = "somewhere",
+    **other: int,
+) -> str:  # fmt: skip
+    """The path that T5X is given to begin from, for a model in which some sizes may be others."""
+    gin.clear_config()
+    changes = {f"network.T5Config.{name}": value for name, value in other.items()}
+    _load(
+        monkeypatch, t5x.train, ["gin/t5x/train.gin", "gin/recipes/flipped.gin", "gin/t5x/tiny.gin"],
+        vocab, MODEL_DIR=model_dir, INITIAL_CHECKPOINT_PATH=str(path), **changes,
+    )  # fmt: skip
+    return gin.get_configurable(utils.RestoreCheckpointConfig)().path
 
 
 @pytest.mark.parametrize("layout", ["native", "orbax"])
-def test_what_a_training_begins_from_is_looked_at(
-    layout: str, monkeypatch: pytest.MonkeyPatch, small_vocab_path: str, tmp_path: pathlib.Path
+def test_what_a_training_begins_from_is_of_its_model(
+    layout: str, monkeypatch: pytest.MonkeyPatch, small_vocab_path: str, exported: pathlib.Path
 ) -> None:
-    _export(tmp_path, tmp_path / "same", layout=layout)
-    _export(tmp_path, tmp_path / "less", layers=1, layout=layout)
-    _export(tmp_path, tmp_path / "more", layers=3, layout=layout)
-
-    def restored(path: str, model_dir: str = "somewhere", size: str = "tiny.gin") -> str:
-        gin.clear_config()
-        files = ["gin/t5x/train.gin", "gin/recipes/flipped.gin", f"gin/t5x/{size}"]
-        _load(
-            monkeypatch, t5x.train, files, small_vocab_path,
-            MODEL_DIR=model_dir, INITIAL_CHECKPOINT_PATH=path,
-        )  # fmt: skip
-        return gin.get_configurable(utils.RestoreCheckpointConfig)().path
-
-    step = str(tmp_path / "same" / "checkpoint_4")
-    assert restored(step) == restored(str(tmp_path / "same")) == step
-    monkeypatch.chdir(tmp_path)
-    assert restored("same/checkpoint_4") == step
-    for path, size, message in (
-        ("less", "tiny.gin", "of another model: it lacks .* such as encoder/layers_1/"),
-        ("more", "tiny.gin", "has, beyond the model's, .* such as encoder/layers_2/"),
-        ("same", "mini.gin", "of another model: it lacks .* such as decoder/layers_2"),
-        ("ours_2", "tiny.gin", "no T5X checkpoint at .*flipped ckpt export --to t5x ours_2 OUT"),
-        ("nothing", "tiny.gin", "there is no such folder"),
+    step = exported / layout / "checkpoint_4"
+    assert _restored(monkeypatch, small_vocab_path, step) == str(step)
+    assert _restored(monkeypatch, small_vocab_path, exported / layout) == str(step)
+    for change, message in (
+        ({"num_encoder_layers": 3}, "of another model: it lacks .* such as encoder/layers_2/"),
+        ({"num_encoder_layers": 1}, "has, beyond the model's, .* such as encoder/layers_1/"),
+        ({"mlp_dim": 64}, r"mlp/\w+/kernel is \[.*128.*\] there and \[.*64.*\] here"),
     ):
         with pytest.raises(UserError, match=message):
-            restored(path, size=size)
-    (tmp_path / "best").mkdir()
-    (tmp_path / "same" / "checkpoint_4").rename(tmp_path / "best" / "checkpoint")
-    with pytest.raises(UserError, match="opens only folders named checkpoint_<step>"):
-        restored("best/checkpoint")
+            _restored(monkeypatch, small_vocab_path, step, **change)
+
+
+def test_what_a_training_begins_from_is_a_checkpoint_of_t5x(
+    monkeypatch: pytest.MonkeyPatch, small_vocab_path: str, exported: pathlib.Path,
+    tmp_path: pathlib.Path,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(exported)
+    (exported / "best").mkdir()
+    (exported / "best" / "checkpoint").write_bytes(
+        (exported / "native" / "checkpoint_4" / "checkpoint").read_bytes()
+    )
+    for path, message in (
+        ("ours", "no T5X checkpoint at .*flipped ckpt export --to t5x ours OUT"),
+        ("nothing", "there is no such folder"),
+        ("best", "opens only folders named checkpoint_<step>, got 'best'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            _restored(monkeypatch, small_vocab_path, path)
     # A run that goes on reads its own, and does not look at what it began from.
     (tmp_path / "run" / "checkpoint_2").mkdir(parents=True)
-    assert restored("nothing", model_dir="run") == "nothing"
-
-
-def test_a_run_of_another_width_is_refused(
-    monkeypatch: pytest.MonkeyPatch, small_vocab_path: str, tmp_path: pathlib.Path
-) -> None:
-    _export(tmp_path, tmp_path / "same")
-    files = ["gin/t5x/train.gin", "gin/recipes/direct.gin", "gin/t5x/tiny.gin"]
-    _load(
-        monkeypatch, t5x.train, files, small_vocab_path, MODEL_DIR="somewhere",
-        INITIAL_CHECKPOINT_PATH=str(tmp_path / "same"), **{"network.T5Config.mlp_dim": 64},
-    )  # fmt: skip
-    with pytest.raises(UserError, match=r"mlp/\w+/kernel is \[.*128.*\] there and \[.*64.*\] here"):
-        gin.get_configurable(utils.RestoreCheckpointConfig)()
+    run = str(tmp_path / "run")
+    assert _restored(monkeypatch, small_vocab_path, "nothing", model_dir=run) == "nothing"
 
 
 def test_a_runs_folder_is_absolute_or_a_bucket(
