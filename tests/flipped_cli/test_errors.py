@@ -116,6 +116,8 @@ def test_evaluation_arguments(capsys: pytest.CaptureFixture[str], tmp_path: path
     base = ["--gin_file=gin/runs/eval.gin", f"--gin.EVAL_OUTPUT_DIR={output}"]
     here = [*base, f"--gin.CHECKPOINT_PATH={tmp_path}"]
     vocab = "--gin.VOCAB_PATH=nowhere.model"
+    assert "no checkpoint at" in script_fails("eval", *here, capsys=capsys)
+    (tmp_path / "checkpoints").mkdir()
     for words, expected in (
         (base, "--gin.CHECKPOINT_PATH=…"),
         ([*base, f"--gin.CHECKPOINT_PATH={tmp_path / 'nowhere'}"], "checkpoint_path"),
