@@ -154,3 +154,15 @@ def test_the_scripts_exit_with_2(script: str) -> None:
     assert "unknown gin file" in one_line(result.returncode, result.stdout, result.stderr)
     usage = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert usage.returncode == 0 and f"python {script}.py" in usage.stdout
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_behind_the_output_is_one_line() -> None:
+    for words in (["-m", "flipped_cli.main", "tasks", "list"], ["eval.py", "--help"]):
+        with open("/dev/full", "w") as full:
+            command = [sys.executable, *words]
+            result = subprocess.run(
+                command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+            )
+        assert result.returncode == 2
+        assert result.stderr == "error: cannot write what is printed: No space left on device\n"
