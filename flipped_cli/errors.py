@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -9,6 +11,7 @@ from flipped_errors import UserError
 
 USER_ERROR_CODE = 2
 INTERRUPTED_CODE = 130
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def report(message: object) -> int:
@@ -16,6 +19,19 @@ def report(message: object) -> int:
     line = " ".join(str(message).split())
     print(f"error: {line}", file=sys.stderr)
     return USER_ERROR_CODE
+
+
+def report_full(error: OSError) -> int:
+    """`report` for a disk that is full, as behind `> FILE`; any other error is raised again."""
+    if error.errno not in _FULL:
+        raise error
+    drop_stdout()  # what is left in it would fail again when the process ends
+    return report(f"cannot write {error.filename or 'what is printed'}: {error.strerror}")
+
+
+def drop_stdout() -> None:
+    """What is still to be printed goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(command: Callable[[Sequence[str]], object], arguments: Sequence[str]) -> int:
@@ -27,8 +43,14 @@ def run(command: Callable[[Sequence[str]], object], arguments: Sequence[str]) ->
     """
     try:
         command(arguments)
+        sys.stdout.flush()
     except UserError as error:
         return report(error)
+    except BrokenPipeError:  # the reader of our output has gone
+        drop_stdout()
+        return 1
+    except OSError as error:
+        return report_full(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED_CODE

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -106,8 +105,10 @@ class LazyGroup(click.Group):
         except click.Abort:
             code = errors.INTERRUPTED_CODE
         except BrokenPipeError:  # the reader of our output has gone, as in `flipped … | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            errors.drop_stdout()
             code = 1
+        except OSError as error:
+            code = errors.report_full(error)
         sys.exit(code if isinstance(code, int) else 0)
 
 

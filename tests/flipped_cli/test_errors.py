@@ -116,6 +116,8 @@ def test_evaluation_arguments(capsys: pytest.CaptureFixture[str], tmp_path: path
     base = ["--gin_file=gin/runs/eval.gin", f"--gin.EVAL_OUTPUT_DIR={output}"]
     here = [*base, f"--gin.CHECKPOINT_PATH={tmp_path}"]
     vocab = "--gin.VOCAB_PATH=nowhere.model"
+    assert "no checkpoint at" in script_fails("eval", *here, capsys=capsys)
+    (tmp_path / "checkpoints").mkdir()
     for words, expected in (
         (base, "--gin.CHECKPOINT_PATH=…"),
         ([*base, f"--gin.CHECKPOINT_PATH={tmp_path / 'nowhere'}"], "checkpoint_path"),
@@ -152,3 +154,15 @@ def test_the_scripts_exit_with_2(script: str) -> None:
     assert "unknown gin file" in one_line(result.returncode, result.stdout, result.stderr)
     usage = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert usage.returncode == 0 and f"python {script}.py" in usage.stdout
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_behind_the_output_is_one_line() -> None:
+    for words in (["-m", "flipped_cli.main", "tasks", "list"], ["eval.py", "--help"]):
+        with open("/dev/full", "w") as full:
+            command = [sys.executable, *words]
+            result = subprocess.run(
+                command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+            )
+        assert result.returncode == 2
+        assert result.stderr == "error: cannot write what is printed: No space left on device\n"
