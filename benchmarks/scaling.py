@@ -1,12 +1,12 @@
 """The table of docs/scaling.md: train steps of XL and XXL compiled for TPU topologies from 4 to 256 chips.
 
-    python benchmarks/scaling.py run   [--out runs/scaling.jsonl] [--model xl] [--chips 64]   # compiles what is missing
-    python benchmarks/scaling.py table [--out runs/scaling.jsonl]
+    python benchmarks/scaling.py run [--model xl] [--method flipped] [--topology v5p:4x4x4] [--model_parallelism 4]
+    python benchmarks/scaling.py table
 
 `run` compiles one configuration after the other, each in a process of its own (`flipped plan --json`), and appends a
-line for each; started again, it goes on with those that have none. It needs libtpu (extra: plan) and some minutes of
-a core for each. `table` prints Markdown: all configurations, the fastest that fits of each model, method and topology
-in bold.
+line for each to `--out`, benchmarks/scaling.jsonl; started again, it goes on with those that have none. It needs
+libtpu (extra: plan) and some minutes of a core for each. `table` prints Markdown: all configurations, the fastest that
+fits of each model, method and topology in bold.
 """
 
 from __future__ import annotations
@@ -73,13 +73,12 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def run(path: pathlib.Path, model: str | None, count: int | None) -> None:
+def run(path: pathlib.Path, only: dict[str, Any]) -> None:
     done = {tuple(row[name] for name in KEY) for row in read(path)}
     path.parent.mkdir(parents=True, exist_ok=True)
     for configuration in configurations():
         key = tuple(configuration[name] for name in KEY)
-        wanted = model in (None, configuration["name"])
-        wanted = wanted and count in (None, chips(configuration["topology"]))
+        wanted = all(value in (None, configuration[name]) for name, value in only.items())
         if wanted and key not in done:
             row = compiled(configuration)
             with path.open("a") as out:
@@ -112,12 +111,14 @@ def table(path: pathlib.Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("action", choices=["run", "table"])
-    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "runs" / "scaling.jsonl")
-    parser.add_argument("--model", choices=["xl", "xxl"])
-    parser.add_argument("--chips", type=int)
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "benchmarks" / "scaling.jsonl")
+    parser.add_argument("--model", dest="name", choices=["xl", "xxl"])
+    parser.add_argument("--method", choices=["direct", "flipped"])
+    parser.add_argument("--topology", choices=TOPOLOGIES)
+    parser.add_argument("--model_parallelism", type=int)
     arguments = parser.parse_args()
     if arguments.action == "run":
-        run(arguments.out, arguments.model, arguments.chips)
+        run(arguments.out, {name: getattr(arguments, name) for name in KEY[:4]})
     else:
         table(arguments.out)
 
