@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flipped_errors import UserError
@@ -38,7 +39,13 @@ def make_mesh(model_parallelism: int = 1, devices: Sequence[jax.Device] | None =
         )
     shape = (len(devices) // model_parallelism, model_parallelism)
     # Always with axis types: jax.make_mesh and Mesh have different defaults.
-    return jax.make_mesh(shape, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    types = (AxisType.Auto,) * 2
+    try:
+        return jax.make_mesh(shape, (DATA, MODEL), axis_types=types, devices=devices)
+    except NotImplementedError:
+        # No whole axes of the TPUs' torus have the mesh's sizes, such as 2 of 4x8x8: an axis of it is split.
+        split = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(split, (DATA, MODEL), axis_types=types)
 
 
 def param_shardings(config: T5Config, layout: Layout | Mesh) -> dict[str, Any]:

@@ -59,3 +59,18 @@ def test_the_tpu_compiler() -> None:
     report = json.loads(result.stdout)
     step = report["programs"]["train step"]
     assert step["fits"] is True and step["seconds"] >= step["seconds_once"] > 0 < step["mfu"] < 1
+
+
+def test_a_mesh_that_no_whole_axes_of_the_torus_give() -> None:
+    """2 of 4x8x8: `jax.make_mesh` refuses it, on a real pod too."""
+    pytest.importorskip("libtpu", reason="libtpu, the TPU compiler, is not installed (extra: plan)")
+    code = (
+        "from t5_engine import partitioning, planning\n"
+        "mesh = partitioning.make_mesh(2, planning.machine('v5p:4x8x8').devices)\n"
+        "pair = [device.coords for device in mesh.devices[0]]\n"
+        "print(dict(mesh.shape), sum(abs(a - b) for a, b in zip(*pair)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert result.stdout == "{'data': 128, 'model': 2} 1\n", result.stderr
