@@ -1,6 +1,7 @@
 """The table of docs/scaling.md: train steps of XL and XXL compiled for TPU topologies from 4 to 256 chips.
 
-    python benchmarks/scaling.py run [--model xl] [--method flipped] [--topology v5p:4x4x4] [--model_parallelism 4]
+    python benchmarks/scaling.py run [--model xl] [--method flipped] [--topology v5p:4x4x4]
+                                    [--model_parallelism 4] [--fsdp]
     python benchmarks/scaling.py table
 
 `run` compiles one configuration after the other, each in a process of its own (`flipped plan --json`), and appends a
@@ -28,7 +29,7 @@ TOPOLOGIES = (
     *("v5p:2x2x1", "v5p:2x2x4", "v5p:4x4x4", "v5p:4x8x8"),
 )
 FSDP_ALONE = (1, True)
-OTHER_MESHES = ((2, True), (4, True), (4, False), (8, True))
+OTHER_MESHES = ((1, False), (2, True), (2, False), (4, True), (4, False), (8, True))
 KEY = ("name", "method", "topology", "model_parallelism", "fsdp", "remat")
 
 
@@ -116,9 +117,10 @@ def main() -> None:
     parser.add_argument("--method", choices=["direct", "flipped"])
     parser.add_argument("--topology", choices=TOPOLOGIES)
     parser.add_argument("--model_parallelism", type=int)
+    parser.add_argument("--fsdp", action=argparse.BooleanOptionalAction)
     arguments = parser.parse_args()
     if arguments.action == "run":
-        run(arguments.out, {name: getattr(arguments, name) for name in KEY[:4]})
+        run(arguments.out, {name: getattr(arguments, name) for name in KEY[:5]})
     else:
         table(arguments.out)
 

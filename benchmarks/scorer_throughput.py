@@ -30,9 +30,10 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from t5_engine import huggingface  # noqa: E402
+from t5_engine import huggingface, speed  # noqa: E402
 from t5_engine.config import T5Config, size  # noqa: E402
 from t5_engine.model import init_params  # noqa: E402
 from t5_engine.scorer import Scorer  # noqa: E402
@@ -207,7 +208,12 @@ def compare(arguments: argparse.Namespace, parts: Sequence[str]) -> None:
         f"{arguments.method}: {len(cases)} cases, {len(pairs)} pairs; ours: "
         f"{len({batch.shape for batch in batches})} shapes compiled in "
         f"{first.seconds - ours.seconds:.1f} s ({first.cpu_seconds - ours.cpu_seconds:.1f} CPU s), rooms filled to "
-        f"{np.sum(used[0]) / room[0]:.0%} (inputs) and {np.sum(used[1]) / room[2]:.0%} (targets)\n"
+        f"{np.sum(used[0]) / room[0]:.0%} (inputs) and {np.sum(used[1]) / room[2]:.0%} (targets)"
+    )
+    useful = sum(speed.forward_flops(MODEL, len(inputs), len(targets)) for inputs, targets in pairs)
+    print(
+        f"{useful / ours.seconds / 1e9:.0f} GFLOP/s of the arithmetic of all pairs, each alone and without padding; "
+        f"matrix products alone run at {product_rate() / 1e9:.0f}\n"
     )
     print(
         "| | examples/s | a CPU second | ours, by the clock | ours, by CPU time | same predictions | "
@@ -226,6 +232,15 @@ def compare(arguments: argparse.Namespace, parts: Sequence[str]) -> None:
             f"{_same(cases, ours.scores, found.scores)} of {len(cases)} | {difference.max():.1e} |",
             flush=True,
         )
+
+
+def product_rate() -> float:
+    """The FLOP/s of one matrix product of the model's size, the median of 15."""
+    x, y = jnp.ones((4096, MODEL.emb_dim)), jnp.ones((MODEL.emb_dim, MODEL.mlp_dim))
+    product = jax.jit(jnp.dot)
+    product(x, y).block_until_ready()
+    seconds = [timed(lambda: np.asarray(product(x, y)[:1])).seconds for _ in range(15)]
+    return 2 * x.shape[0] * y.size / float(np.median(seconds))
 
 
 def _same(cases: Sequence[Case], ours: np.ndarray, theirs: np.ndarray) -> int:

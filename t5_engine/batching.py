@@ -253,8 +253,12 @@ class Planner:
 
     def _narrow(self, groups: Sequence[Group], compiled: Collection[Shape]) -> Iterator[Batch]:
         """Batches of groups each of which is one bundle."""
+        by_shape: dict[Shape, _Bin] = {}
         for one in self._bins(groups, compiled):
             _, shape = self._cheapest(one, compiled)
+            # What shares a shape shares its last, half-empty batch too.
+            by_shape[shape] = by_shape[shape] | one if shape in by_shape else one
+        for shape, one in by_shape.items():
             for start in range(0, len(one.members), TOGETHER):
                 some = [groups[i] for i in one.members[start : start + TOGETHER]]
                 dealt = deal(np.array([group.size for group in some]), shape.room)

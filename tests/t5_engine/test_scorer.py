@@ -226,6 +226,14 @@ def test_next_to_nothing_is_padding():
     )
     batches = one.plan(groups)
     assert len({batch.shape for batch in batches}) <= 2
-    room = np.sum([batch.shape.room for batch in batches], axis=0)
-    used = np.sum([group.size for group in groups], axis=0)
-    assert used[0] > 0.93 * room[0] and used[2] > 0.9 * room[2]
+
+    def filled(groups, batches):
+        room = np.sum([batch.shape.room for batch in batches], axis=0)
+        return np.sum([group.size for group in groups], axis=0) / room
+
+    inputs, _, targets = filled(groups, batches)
+    assert inputs > 0.93 and targets > 0.9
+    # A later call, with few groups and the shapes there already.
+    few = groups[:400]
+    inputs, _, targets = filled(few, one.plan(few, {batch.shape for batch in batches[:1]}))
+    assert inputs > 0.85 and targets > 0.85
