@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import logging
 import pathlib
 import re
 import sys
@@ -167,7 +168,17 @@ def _parse_file(path: str) -> None:
     candidates = [pathlib.Path(path), PROJECT_DIR / path]
     if not any(candidate.is_file() for candidate in candidates):
         raise unknown("gin file", path, _shipped())
-    _guarded(functools.partial(gin.parse_config_file, path), path)
+    root = logging.getLogger()
+    root.addFilter(_is_no_search)
+    try:
+        _guarded(functools.partial(gin.parse_config_file, path), path)
+    finally:
+        root.removeFilter(_is_no_search)
+
+
+def _is_no_search(record: logging.LogRecord) -> bool:
+    """Not gin's error for each folder in which a file is not, when it is in the next one."""
+    return not record.getMessage().startswith("Path not found")
 
 
 def refuse_missing() -> None:

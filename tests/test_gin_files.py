@@ -167,6 +167,14 @@ def test_missing_file_and_bad_file(tmp_path: pathlib.Path) -> None:
         assert file.name in str(caught.value)
 
 
+def test_files_are_found_from_any_folder_without_a_word(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _load(["gin/recipes/direct.gin", "gin/models/tiny.gin"])
+    assert "Path not found" not in caplog.text and "BATCH_SIZE" in gin_config.macros()
+
+
 def test_command_line() -> None:
     words = [
         "--gin_file=a.gin",
