@@ -96,7 +96,10 @@ def test_bfloat16_is_for_activations_only(small, small_params, make_batch):
     for equation in equations(forward.jaxpr):
         kinds = {str(v.aval.dtype) for v in equation.invars if hasattr(v, "aval")}
         name = equation.primitive.name
-        shape = equation.outvars[0].aval.shape if equation.outvars else ()
+        if not equation.outvars:  # what is left of a call whose results nobody uses
+            assert not list(equations(equation.params["call_jaxpr"].jaxpr))
+            continue
+        shape = equation.outvars[0].aval.shape
         if name == "dot_general" and shape[-1] == vocabulary:
             assert kinds == {"float32"}, "logits"
         elif name == "dot_general":
