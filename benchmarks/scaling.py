@@ -29,19 +29,36 @@ TOPOLOGIES = (
     *("v5p:2x2x1", "v5p:2x2x4", "v5p:4x4x4", "v5p:4x8x8"),
 )
 FSDP_ALONE = (1, True)
-OTHER_MESHES = ((1, False), (2, True), (2, False), (4, True), (4, False), (8, True))
-KEY = ("name", "method", "topology", "model_parallelism", "fsdp", "remat")
+OTHER_MESHES = ((2, True), (4, True), (4, False))
+# The order of the numbers of chips: what differs most comes first.
+ORDER = (256, 16, 4, 64)
+BATCH = 240
+KEY = ("name", "method", "topology", "model_parallelism", "fsdp", "remat", "microbatches")
 
 
 def configurations() -> Iterator[dict[str, Any]]:
-    """FSDP alone for each model, method and topology, then the other meshes; topologies of 16 and 256 chips first."""
-    for meshes in ((FSDP_ALONE,), OTHER_MESHES):
-        for topology in sorted(TOPOLOGIES, key=lambda one: (16, 256, 64, 4).index(chips(one))):
-            for name, method in itertools.product(("xl", "xxl"), ("flipped", "direct")):
-                for model_parallelism, fsdp in meshes:
-                    if model_parallelism < chips(topology):
-                        settings = (name, method, topology, model_parallelism, fsdp, "full")
-                        yield dict(zip(KEY, settings, strict=True))
+    """FSDP alone for each topology, method and model, then the other meshes for FLIPPED."""
+    methods = ("flipped", "direct")
+    alone = itertools.product((FSDP_ALONE,), methods, _by_size())
+    others = itertools.product(OTHER_MESHES, methods[:1], _by_size())
+    for ((model_parallelism, fsdp), method, topology), name in itertools.product(
+        (*alone, *others), ("xl", "xxl")
+    ):
+        if model_parallelism < chips(topology):
+            parts = microbatches(name, topology, model_parallelism)
+            settings = (name, method, topology, model_parallelism, fsdp, "full", parts)
+            yield dict(zip(KEY, settings, strict=True))
+
+
+def _by_size() -> list[str]:
+    return sorted(TOPOLOGIES, key=lambda topology: ORDER.index(chips(topology)))
+
+
+def microbatches(name: str, topology: str, model_parallelism: int) -> int:
+    """So many that a device holds 15 rows at a time for each device of its model axis; 5 for XXL on v5e's 16 GiB."""
+    rows = math.ceil(BATCH * model_parallelism / chips(topology))
+    at_a_time = 5 if name == "xxl" and topology.startswith("v5e") else 15
+    return math.ceil(rows / (at_a_time * model_parallelism))
 
 
 def chips(topology: str) -> int:
@@ -53,7 +70,7 @@ def compiled(configuration: dict[str, Any]) -> dict[str, Any]:
     words = [sys.executable, "-m", "flipped_cli.main", "plan", "--json", "--only", "train"]
     words += ["--no-fit", "--dtype", "bfloat16"]
     words += ["--fsdp" if configuration["fsdp"] else "--no-fsdp"]
-    for name in ("method", "topology", "model_parallelism", "remat"):
+    for name in ("method", "topology", "model_parallelism", "remat", "microbatches"):
         words += [f"--{name}", str(configuration[name])]
     result = subprocess.run(
         [*words, "--model", configuration["name"]], cwd=ROOT, capture_output=True, text=True
@@ -91,22 +108,33 @@ def table(path: pathlib.Path) -> None:
     rows = [row for row in read(path) if "error" not in row]
     best: dict[tuple[Any, ...], float] = {}
     for row in rows:
-        if row["seconds"] and row["fits"]:
+        if row["fits"]:
             key = tuple(row[name] for name in KEY[:3])
-            best[key] = min(best.get(key, math.inf), row["seconds"])
-    heads = ["model", "method", "topology", "model parallelism", "FSDP", "memory, GiB", "fits"]
-    heads += ["s a step", "MFU", "collectives, GiB", "compiled in, s"]
+            best[key] = min(best.get(key, math.inf), _together(row))
+    heads = ["model", "method", "topology", "model parallelism", "FSDP", "microbatches"]
+    heads += ["memory, GiB", "fits", "s a step", "collectives, s", "together", "MFU"]
     print("|", " | ".join(heads), "|\n" + "|---" * len(heads) + "|")
-    for row in sorted(rows, key=lambda row: [row[name] for name in KEY[:2]]):
-        travel = sum(one["bytes"] for one in row["collectives"].values()) / 2**30
-        seconds = f"{row['seconds']:.3f}" if row["seconds"] else ""
-        if row["seconds"] == best.get(tuple(row[name] for name in KEY[:3])):
-            seconds = f"**{seconds}**"
-        mfu = f"{row['mfu']:.0%}" if "mfu" in row else ""
-        cells = [row[name] for name in KEY[:5]]
-        cells += [f"{row['memory']['total'] / 2**30:.1f}", "yes" if row["fits"] else "no", seconds]
-        cells += [mfu, f"{travel:.2f}" if row["collectives"] else "", round(row["compile_seconds"])]
+    for row in sorted(rows, key=_place):
+        cells = [*(row[name] for name in KEY[:5]), row["microbatches"]]
+        cells += [f"{row['memory']['total'] / 2**30:.1f}", "yes" if row["fits"] else "no"]
+        if row["seconds"]:
+            together = f"{_together(row):.3f}"
+            if row["fits"] and _together(row) == best[tuple(row[name] for name in KEY[:3])]:
+                together = f"**{together}**"
+            cells += [f"{row['seconds']:.3f}", f"{row['travel_seconds']:.3f}", together]
+            cells.append(f"{row['mfu']:.0%}")
+        else:
+            cells += [""] * 4
         print("|", " | ".join(map(str, cells)), "|")
+
+
+def _together(row: dict[str, Any]) -> float:
+    """Seconds of arithmetic and collectives, one after the other."""
+    return row["seconds"] + row["travel_seconds"]
+
+
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["name"], row["method"], chips(row["topology"]), row["topology"], row["seconds"] or 0
 
 
 def main() -> None:

@@ -145,8 +145,10 @@ def as_dict(
     programs = {}
     for name, measured in found.items():
         programs[name] = dataclasses.asdict(measured)
-        if name == "train step" and measured.seconds:
-            programs[name]["mfu"] = planning.mfu(setup, target, measured.seconds)
+        travel = planning.travel_seconds(measured.collectives, target) if target.is_tpu else None
+        programs[name]["travel_seconds"] = travel
+        if name == "train step" and measured.seconds and travel is not None:
+            programs[name]["mfu"] = planning.mfu(setup, target, measured.seconds + travel)
     settings = dataclasses.asdict(setup)
     return {
         "topology": target.topology,
@@ -201,9 +203,13 @@ def _rows(programs: dict[str, Any], chip_memory: int) -> list[tuple[str, list[st
     lines += [
         (f"fits in {gib(chip_memory)}", [answers[one["fits"]] for one in every]),
         ("FLOPs, all chips", [f"{one['flops']:.4g}" for one in every]),
-        ("estimated time", [seconds(one["seconds"]) for one in every]),
+        ("estimated time, without collectives", [seconds(one["seconds"]) for one in every]),
         ("… each loop body once", [seconds(one["seconds_once"]) for one in every]),
-        ("MFU at that time", [f"{one['mfu']:.1%}" if "mfu" in one else "" for one in every]),
+        ("collectives, at least", [seconds(one["travel_seconds"]) for one in every]),
+        (
+            "MFU, one after the other",
+            [f"{one['mfu']:.1%}" if "mfu" in one else "" for one in every],
+        ),
     ]
     for kind in dict.fromkeys(kind for one in every for kind in one["collectives"]):
         cells = [one["collectives"].get(kind) for one in every]

@@ -28,12 +28,13 @@ from t5_engine.step import Batch, compiled_step, make_state, make_step, state_sh
 
 METHODS = ("direct", "channel", "flipped")
 GIB = 2**30
-# By generation: HBM of a chip in GiB as its maker states it, and JAX's `device_kind`.
+# By generation, as its maker states it: HBM of a chip in GiB, bytes/s that all its links to other chips bring in, and
+# JAX's `device_kind`.
 CHIPS = {
-    "v4": (32, "TPU v4"),
-    "v5e": (16, "TPU v5 lite"),
-    "v5p": (95, "TPU v5p"),
-    "v6e": (32, "TPU v6 lite"),
+    "v4": (32, 300e9, "TPU v4"),
+    "v5e": (16, 200e9, "TPU v5 lite"),
+    "v5p": (95, 600e9, "TPU v5p"),
+    "v6e": (32, 400e9, "TPU v6 lite"),
 }
 _TOPOLOGY = re.compile(r"(v\w+):(\d+(?:x\d+){1,2})")
 _OUT_OF_MEMORY = re.compile(
@@ -51,6 +52,7 @@ class Machine:
       devices: of the TPU topology, or virtual CPU devices.
       memory: bytes of a chip's HBM.
       rate: a chip's nominal FLOP/s in bfloat16.
+      link_rate: nominal bytes/s that reach a chip from all others.
       is_tpu: whether the TPU compiler is at hand.
     """
 
@@ -58,6 +60,7 @@ class Machine:
     devices: Sequence[Any]
     memory: int
     rate: float
+    link_rate: float
     is_tpu: bool
 
 
@@ -135,12 +138,12 @@ def machine(topology: str, tpu: bool | None = None) -> Machine:
     Virtual devices can be had only before JAX has made others.
     """
     generation, count = chips(topology)
-    memory, kind = CHIPS[generation]
+    memory, link_rate, kind = CHIPS[generation]
     rate = speed.nominal_rate(kind)
     assert rate is not None
     tpu = tpu_compiler() if tpu is None else tpu
     devices = _tpu_devices(topology, generation) if tpu else _virtual_devices(count)
-    return Machine(topology, devices, memory * GIB, rate, tpu)
+    return Machine(topology, devices, memory * GIB, rate, link_rate, tpu)
 
 
 def _tpu_devices(topology: str, generation: str) -> Sequence[Any]:
@@ -312,6 +315,15 @@ def mfu(setup: Setup, target: Machine, seconds: float) -> float:
     wrong = setup.method == "flipped"
     useful = speed.step_flops(setup.model, setup.inputs, setup.targets, with_wrong=wrong)
     return setup.batch_size * useful / (seconds * target.rate * len(target.devices))
+
+
+def travel_seconds(collectives: Mapping[str, Travel], target: Machine) -> float:
+    """The least that the collectives take: the bytes of their results at the nominal rate of all of a chip's links.
+
+    An axis of the mesh that lies along some of a torus's axes has only their links, a torus without its wrap-around
+    has fewer, and an all-reduce whose result every device keeps brings it in twice.
+    """
+    return sum(one.bytes for one in collectives.values()) / target.link_rate
 
 
 def changes(setup: Setup, devices: int) -> Iterator[tuple[str, Setup]]:

@@ -9,8 +9,12 @@ kept, a part of the vocabulary at a time. None of this changes a score by more t
 from __future__ import annotations
 
 import collections
+import concurrent.futures
+import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import os
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +26,7 @@ from t5_engine import axes, batching, partitioning
 from t5_engine.batching import Batch, Go, Group, Pair, Shape
 from t5_engine.config import T5Config
 from t5_engine.model import T5, Params, abstract_params
-from t5_engine.ragged import Ragged, one_by_one, rungs
+from t5_engine.ragged import OneByOne, Ragged
 
 Progress = Callable[[int, int], None]
 
@@ -41,12 +45,14 @@ SHAPE_COST_ACCELERATOR = 1e15
 ATTENTION_WEIGHT_ACCELERATOR = 20
 # The part of the vocabulary whose logits are there at a time: what fits into a processor's cache.
 VOCABULARY_PART = 4096
+MOST_BATCHES_AT_A_TIME = 8
 
 # The shapes that this process has compiled, with what else the compilation depends on.
 _compiled: dict[tuple[T5Config, jax.sharding.Mesh], set[Shape]] = collections.defaultdict(set)
+_compiling = threading.Lock()
 
 
-@functools.partial(jax.jit, static_argnames=("config", "shape", "mesh"))
+@functools.partial(jax.jit, static_argnames=("config", "shape", "mesh", "way"))
 def _encode(
     config: T5Config,
     params: Params,
@@ -54,15 +60,16 @@ def _encode(
     starts: jax.Array,
     shape: Shape,
     mesh: jax.sharding.Mesh,
+    way: type[Ragged],
 ) -> jax.Array:
     """Ids of inputs [R, M], where each begins and the last ends [R, C + 1] -> encoded [R, M, D]."""
-    places, words, rung, back = _layout(starts, shape.input_length, shape.input_tokens)
-    ragged = Ragged(places, places, words[:, :, None], rung, back)
+    places, words, lengths, back = _layout(starts, shape.input_length, shape.input_tokens)
+    ragged = way(places, places, words[:, :, None], back, lengths, lengths)
     with axes.laid_out(axes.Layout(mesh)):
         return T5(config).apply({"params": params}, tokens, ragged=ragged, method="encode")
 
 
-@functools.partial(jax.jit, static_argnames=("config", "shape", "mesh"))
+@functools.partial(jax.jit, static_argnames=("config", "shape", "mesh", "way"))
 def _decode(
     config: T5Config,
     params: Params,
@@ -74,6 +81,7 @@ def _decode(
     starts: jax.Array,
     shape: Shape,
     mesh: jax.sharding.Mesh,
+    way: type[Ragged],
 ) -> jax.Array:
     """The log-probability of each target token, [R, M] float32.
 
@@ -87,16 +95,17 @@ def _decode(
       starts: where each bundle begins and the last ends, [R, C + 1].
       shape: the batch's.
       mesh: where the result is to be whole on each device.
+      way: how the sequences are attended to.
     """
-    places, words, rung, back = _layout(starts, shape.bundle_length, shape.target_tokens)
+    places, words, lengths, back = _layout(starts, shape.bundle_length, shape.target_tokens)
     row = jnp.arange(len(starts))[:, None]
     owner = of_target[row[:, :, None], places]  # [R, C, T]
     own = (owner[:, :, :, None] == owner[:, :, None, :]) & words[:, :, None]
     memory = _layout(input_starts, shape.input_length, shape.input_tokens)
-    input_places, input_words, input_rung = (one[row, sources] for one in memory[:3])
+    input_places, input_words, input_lengths = (one[row, sources] for one in memory[:3])
     ragged = (
-        Ragged(places, places, own, rung, back),
-        Ragged(places, input_places, input_words[:, :, None], jnp.maximum(rung, input_rung), back),
+        way(places, places, own, back, lengths, lengths),
+        way(places, input_places, input_words[:, :, None], back, lengths, input_lengths),
     )
     before = jnp.pad(of_target[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     shifted = jnp.where(of_target == before, jnp.pad(tokens[:, :-1], ((0, 0), (1, 0))), 0)
@@ -119,7 +128,7 @@ def _decode(
 def _layout(
     starts: jax.Array, length: int, tokens: int
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Of sequences on rows: the place of each word [R, C, T], whether there is one, rung [R, C] and way back [R, M].
+    """Of sequences on rows: the place of each word [R, C, T], whether there is one, length [R, C] and way back [R, M].
 
     Args:
       starts: where each begins and the last ends, [R, C + 1].
@@ -132,8 +141,7 @@ def _layout(
     owner = jnp.sum(place[:, None] >= starts[:, None, 1:-1], axis=-1)  # [R, M]
     offset = place - jnp.take_along_axis(starts, owner, axis=1)
     back = owner * length + jnp.minimum(offset, length - 1)
-    rung = rungs(starts[:, 1:] - starts[:, :-1], length)
-    return jnp.minimum(places, tokens - 1), words, rung, back
+    return jnp.minimum(places, tokens - 1), words, starts[:, 1:] - starts[:, :-1], back
 
 
 def _parts(vocab_size: int) -> int:
@@ -219,8 +227,9 @@ class Scorer:
         )
         devices = self._mesh.shape[partitioning.DATA]
         on_cpu = self._mesh.devices.flat[0].platform == "cpu"
+        self._way = OneByOne if on_cpu and devices == 1 else Ragged
         attention_weight = (
-            0 if one_by_one(devices) else 1 if on_cpu else ATTENTION_WEIGHT_ACCELERATOR
+            0 if self._way is OneByOne else 1 if on_cpu else ATTENTION_WEIGHT_ACCELERATOR
         )
         self._planner = batching.Planner(
             input_buckets=tuple(input_buckets),
@@ -251,9 +260,9 @@ class Scorer:
         scores = np.zeros(slots_in_all, np.float32)
         done = 0
 
-        def read(go: Go, result: jax.Array) -> None:
+        def read(go: Go, result: np.ndarray) -> None:
             nonlocal done
-            for row, bundles in zip(np.asarray(result, np.float64), go, strict=False):
+            for row, bundles in zip(result.astype(np.float64), go, strict=False):
                 slots = [slot for bundle in bundles for slot in bundle.slots]
                 ends = np.cumsum([len(ids) for bundle in bundles for ids in bundle.target_ids])
                 for slot, tokens in zip(slots, np.split(row, ends), strict=False):
@@ -262,14 +271,10 @@ class Scorer:
             if progress is not None:
                 progress(done, slots_in_all - 1)
 
-        # Batch N is on its way before the scores of batch N - 1 are waited for.
-        waiting: tuple[Go, jax.Array] | None = None
-        for started in self._started(groups):
-            if waiting is not None:
-                read(*waiting)
-            waiting = started
-        if waiting is not None:
-            read(*waiting)
+        batches = self._planner.plan(groups, self.compiled)
+        with contextlib.closing(self._results(batches)) as results:
+            for go, result in results:
+                read(go, result)
         return scores[slot_of_pair]
 
     def plan(self, pairs: Sequence[Pair]) -> list[Batch]:
@@ -290,28 +295,44 @@ class Scorer:
                         f"vocabulary, got {ids[(ids < 0) | (ids >= self._config.vocab_size)][0]}"
                     )
 
-    def _started(self, groups: Sequence[Group]) -> Iterator[tuple[Go, jax.Array]]:
+    def _results(self, batches: Sequence[Batch]) -> Generator[tuple[Go, np.ndarray], None, None]:
+        """One go after the other: its bundles and the tokens' log-probabilities."""
+        if self._way is OneByOne and self._mesh.size == 1:
+            pool = concurrent.futures.ThreadPoolExecutor(batches_at_a_time())
+            try:
+                for several in pool.map(self._computed, batches):
+                    yield from several
+            finally:
+                pool.shutdown(cancel_futures=True)
+            return
+        # Go N is on its way before the result of go N - 1 is waited for.
+        waiting: list[tuple[Go, jax.Array]] = []
+        for batch in batches:
+            for started in self._started(batch):
+                yield from ((go, np.asarray(result)) for go, result in waiting)
+                waiting = [started]
+        yield from ((go, np.asarray(result)) for go, result in waiting)
+
+    def _computed(self, batch: Batch) -> list[tuple[Go, np.ndarray]]:
+        # The first batch of a shape compiles; the second one waits for that.
+        new = batch.shape not in self.compiled
+        with _compiling if new else contextlib.nullcontext():
+            started = list(self._started(batch))
+        return [(go, np.asarray(result)) for go, result in started]
+
+    def _started(self, batch: Batch) -> Iterator[tuple[Go, jax.Array]]:
         """Sends one go after the other to the devices: its bundles and, to come, the tokens' log-probabilities."""
-        for batch in self._planner.plan(groups, self.compiled):
-            shape = batch.shape
+        shape = batch.shape
+        tokens, starts = self._rows(batch.inputs, shape.input_tokens, shape.inputs)
+        inputs, input_starts = self._put(tokens), self._put(starts)
+        known = self._config, self._params
+        fixed = shape, self._mesh, self._way
+        encoded = _encode(*known, inputs, input_starts, *fixed)
+        for go in batch.goes:
+            targets = map(self._put, self._targets(go, shape))
+            decoded = _decode(*known, encoded, input_starts, *targets, *fixed)
             self.compiled.add(shape)
-            tokens, starts = self._rows(batch.inputs, shape.input_tokens, shape.inputs)
-            inputs, input_starts = self._put(tokens), self._put(starts)
-            encoded = _encode(self._config, self._params, inputs, input_starts, shape, self._mesh)
-            for go in batch.goes:
-                decoded = map(self._put, self._targets(go, shape))
-                yield (
-                    go,
-                    _decode(
-                        self._config,
-                        self._params,
-                        encoded,
-                        input_starts,
-                        *decoded,
-                        shape,
-                        self._mesh,
-                    ),
-                )
+            yield go, decoded
 
     def _targets(self, go: Go, shape: Shape) -> tuple[np.ndarray, ...]:
         """The arguments `sources`, `tokens`, `of_target` and `starts` of `_decode`."""
@@ -346,13 +367,25 @@ class Scorer:
         return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
 
+def batches_at_a_time() -> int:
+    """How many batches are computed at a time on one CPU device, each by a thread of its own.
+
+    What one batch does on one core, such as attention, leaves the other cores to the others; a program waits only for
+    those that the same thread has started. Each batch takes memory, so not as many as a large machine has cores.
+    """
+    return min(os.cpu_count() or 1, MOST_BATCHES_AT_A_TIME)
+
+
 def _scoring(config: T5Config) -> T5Config:
     """The model as it is scored with, whatever it was trained with."""
     return config.replace(dropout_rate=0.0, remat="none", attention="plain")
 
 
 def traced(config: T5Config, mesh: jax.sharding.Mesh, shape: Shape) -> dict[str, Any]:
-    """The two programs of a batch of that shape, "encode" and "decode", without any parameters at hand."""
+    """The two programs of a batch of that shape, "encode" and "decode", without any parameters at hand.
+
+    They are those of accelerators on CPU devices too.
+    """
     config = _scoring(config)
     params = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -368,6 +401,6 @@ def traced(config: T5Config, mesh: jax.sharding.Mesh, shape: Shape) -> dict[str,
     encoded = array(shape.input_tokens, config.emb_dim, dtype=config.dtype)
     go = [array(n) for n in (shape.bundles, *[shape.target_tokens] * 2, shape.bundles + 1)]
     return {
-        "encode": _encode.trace(config, params, tokens, starts, shape, mesh),
-        "decode": _decode.trace(config, params, encoded, starts, *go, shape, mesh),
+        "encode": _encode.trace(config, params, tokens, starts, shape, mesh, Ragged),
+        "decode": _decode.trace(config, params, encoded, starts, *go, shape, mesh, Ragged),
     }

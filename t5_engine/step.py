@@ -66,10 +66,20 @@ def state_shardings(abstract: TrainState, model_config: T5Config, layout: Layout
     return TrainState(params, opt_state, whole, whole)
 
 
+# Products with gathered weights stay whole. Cut into pieces that run beside the gathering, as the compiler does above
+# some size, they take longer by more than the gathering does (docs/scaling.md).
+TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+
+
 def compiled_step(step: Step, shardings: TrainState) -> Any:
     """`jax.jit` of a step that overwrites its state and leaves it laid out as it was."""
-    whole = partitioning.whole(shardings.step.mesh)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
+    mesh = shardings.step.mesh
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(shardings, partitioning.whole(mesh)),
+        compiler_options=TPU_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None,
+    )
 
 
 def make_step(

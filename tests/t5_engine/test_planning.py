@@ -17,7 +17,7 @@ MODEL = config.size("tiny", dropout_rate=0.0, unroll_layers=False)
 
 
 def _machine(memory: int = 2**34) -> Machine:
-    return Machine("one CPU", jax.devices("cpu")[:1], memory, 1e12, False)
+    return Machine("one CPU", jax.devices("cpu")[:1], memory, 1e12, 1e9, False)
 
 
 @pytest.mark.parametrize("method", ["direct", "flipped"])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import collections
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from flipped_errors import UserError
-from t5_engine import batching, ragged, scorer
+from t5_engine import batching, scorer
 from t5_engine.batching import Planner, Shape
+from t5_engine.ragged import Ragged
 from t5_engine.scorer import Scorer
 from tests.t5_engine.conftest import VOCAB
 from tests.t5_engine.reference import NumpyT5
@@ -20,8 +20,8 @@ TOLERANCE = 1e-4
 
 
 def make_pairs():
-    """Prompts with 1 to 5 choices of unlike length, a shared choice, a repeated pair, an empty target, a long input
-    and one with so many targets that they do not fit side by side."""
+    """Prompts with 1 to 5 choices of unlike length, a shared choice, a repeated pair, an empty target, long inputs
+    and targets and an input with so many targets that they do not fit side by side."""
     rng = np.random.default_rng(0)
 
     def words(least, most):
@@ -33,6 +33,7 @@ def make_pairs():
         found += [(prompt, [*words(0, 9), 1]) for _ in range(1 + i % 4)]
         found.append((prompt, [5, 6, 1]))
     found += [(words(70, 71), [*words(20, 21), 1]), (found[0][0], found[3][1])]
+    found += [(words(170, 171), [*words(140, 141), 1]), (words(120, 121), [*words(110, 111), 1])]
     found += [([9, 1], [*words(3, 9), 1]) for _ in range(40)]
     return [*found, found[3], ([7, 8, 9], [])]
 
@@ -81,13 +82,8 @@ def test_scores_are_the_same_where_sequences_are_attended_to_side_by_side(
     config, params, pairs, expected, monkeypatch
 ):
     """As on an accelerator."""
-    for module in (ragged, scorer):
-        monkeypatch.setattr(module, "one_by_one", lambda rows: False)
-    jax.clear_caches()
-    try:
-        scores = Scorer(config, params, batch_tokens=300).score(pairs)
-    finally:
-        jax.clear_caches()
+    monkeypatch.setattr(scorer, "OneByOne", Ragged)
+    scores = Scorer(config, params, batch_tokens=300).score(pairs)
     np.testing.assert_allclose(scores, expected, atol=TOLERANCE)
 
 
@@ -102,6 +98,27 @@ def test_nothing_is_computed_twice(config, params, pairs):
     one.score(pairs * 3, progress=lambda done, total: seen.append((done, total)))
     distinct = len({(tuple(a), tuple(b)) for a, b in pairs if b})
     assert seen[-1] == (distinct, distinct) and seen == sorted(seen)
+
+
+def test_what_fails_on_the_way_ends_the_call_at_once(config, params, pairs):
+    """Batches that have not begun are not computed."""
+    one = Scorer(config, params, batch_tokens=40)
+    one.score(pairs)
+    begun = []
+
+    def progress(done, total):
+        raise KeyboardInterrupt
+
+    started = Scorer._started
+
+    def counted(batch):
+        begun.append(batch)
+        yield from started(one, batch)
+
+    one._started = counted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        one.score(pairs, progress)
+    assert 0 < len(begun) < len(one.plan(pairs)) / 2
 
 
 def test_a_later_call_compiles_nothing_new(config, params, pairs):
