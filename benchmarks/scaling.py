@@ -33,7 +33,7 @@ OTHER_MESHES = ((2, True), (4, True), (4, False))
 # The order of the numbers of chips: what differs most comes first.
 ORDER = (256, 16, 4, 64)
 BATCH = 240
-KEY = ("name", "method", "topology", "model_parallelism", "fsdp", "remat", "microbatches")
+KEY = ("name", "method", "topology", "model_parallelism", "fsdp", "remat", "microbatches", "quick")
 
 
 def configurations() -> Iterator[dict[str, Any]]:
@@ -47,7 +47,8 @@ def configurations() -> Iterator[dict[str, Any]]:
         if model_parallelism < chips(topology):
             parts = microbatches(name, topology, model_parallelism)
             settings = (name, method, topology, model_parallelism, fsdp, "full", parts)
-            yield dict(zip(KEY, settings, strict=True))
+            for quick in (True, False):
+                yield dict(zip(KEY, (*settings, quick), strict=True))
 
 
 def _by_size() -> list[str]:
@@ -70,6 +71,7 @@ def compiled(configuration: dict[str, Any]) -> dict[str, Any]:
     words = [sys.executable, "-m", "flipped_cli.main", "plan", "--json", "--only", "train"]
     words += ["--no-fit", "--dtype", "bfloat16"]
     words += ["--fsdp" if configuration["fsdp"] else "--no-fsdp"]
+    words += ["--quick"] if configuration["quick"] else []
     for name in ("method", "topology", "model_parallelism", "remat", "microbatches"):
         words += [f"--{name}", str(configuration[name])]
     result = subprocess.run(
@@ -116,7 +118,7 @@ def table(path: pathlib.Path) -> None:
     print("|", " | ".join(heads), "|\n" + "|---" * len(heads) + "|")
     for row in sorted(rows, key=_place):
         cells = [*(row[name] for name in KEY[:5]), row["microbatches"]]
-        cells += [f"{row['memory']['total'] / 2**30:.1f}", "yes" if row["fits"] else "no"]
+        cells += [f"{row['memory']['peak'] / 2**30:.1f}", "yes" if row["fits"] else "no"]
         if row["seconds"]:
             together = f"{_together(row):.3f}"
             if row["fits"] and _together(row) == best[tuple(row[name] for name in KEY[:3])]:
@@ -146,9 +148,10 @@ def main() -> None:
     parser.add_argument("--topology", choices=TOPOLOGIES)
     parser.add_argument("--model_parallelism", type=int)
     parser.add_argument("--fsdp", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--quick", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
     if arguments.action == "run":
-        run(arguments.out, {name: getattr(arguments, name) for name in KEY[:5]})
+        run(arguments.out, {name: getattr(arguments, name) for name in (*KEY[:5], "quick")})
     else:
         table(arguments.out)
 

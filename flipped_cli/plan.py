@@ -36,12 +36,14 @@ UNKNOWN_ON_CPU = (
 @click.option("--targets", type=int, default=128, show_default=True, help="Tokens of a target.")
 @click.option("--only", type=click.Choice(["train", "score"]), help="One of the two programs.")
 @click.option("--virtual", is_flag=True, help="Virtual CPU devices even where libtpu is there.")
+@click.option("--quick", is_flag=True, help="Compile with the least effort: a third of the time.")
 @click.option("--fit/--no-fit", default=True, help="Where it does not fit, try what would.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
 def plan(
     topology: str,
     only: str | None,
     virtual: bool,
+    quick: bool,
     fit: bool,
     as_json: bool,
     **asked: Any,
@@ -67,7 +69,7 @@ def plan(
             f"model_parallelism: expected a divisor of the {count} chips of {topology}, "
             f"got {setup.model_parallelism}"
         )
-    target = planning.machine(topology, False if virtual else None)
+    target = planning.machine(topology, False if virtual else None, quick)
     mesh = partitioning.make_mesh(setup.model_parallelism, target.devices)
     partitioning.param_shardings(setup.model, mesh)
     found: dict[str, Measured] = {}
@@ -126,12 +128,12 @@ def _from_gin(name: str) -> tuple[Any, dict[str, Any]] | None:
 def _change(setup: Setup, target: Machine) -> str:
     from t5_engine import planning
 
-    def fits(tried: Setup) -> bool | None:
-        print("does not fit; compiling with a change …", file=sys.stderr, flush=True)
+    def fits(words: str, tried: Setup) -> bool | None:
+        print(f"does not fit; compiling with {words} …", file=sys.stderr, flush=True)
         return planning.train_step(tried, target).fits
 
     found = planning.smallest_fit(planning.changes(setup, len(target.devices)), fits)
-    return found[0] if found else "none of those that were tried; use more chips"
+    return found or "none of those that were tried; use more chips"
 
 
 def as_dict(
@@ -145,7 +147,8 @@ def as_dict(
     programs = {}
     for name, measured in found.items():
         programs[name] = dataclasses.asdict(measured)
-        travel = planning.travel_seconds(measured.collectives, target) if target.is_tpu else None
+        known = target.is_tpu and measured.fits
+        travel = planning.travel_seconds(measured.collectives, target) if known else None
         programs[name]["travel_seconds"] = travel
         if name == "train step" and measured.seconds and travel is not None:
             programs[name]["mfu"] = planning.mfu(setup, target, measured.seconds + travel)
@@ -157,6 +160,7 @@ def as_dict(
         "mesh": {"data": data, "model": setup.model_parallelism},
         "rows_with_padding": planning.rows(setup, data),
         "chip_memory": target.memory,
+        "quick": target.quick,
         **settings,
         "programs": programs,
         "smallest_change_that_fits": change,
@@ -169,12 +173,13 @@ def _show(report: dict[str, Any]) -> None:
 
     from flipped_cli import tables
 
-    mesh, model = report["mesh"], report["model"]
+    mesh, model, parts = report["mesh"], report["model"], report["microbatches"]
     click.echo(
         f"{report['topology']}: {report['chips']} chips, mesh data {mesh['data']} x model {mesh['model']}, "
-        f"FSDP {report['fsdp']}, remat {model['remat']}, {report['microbatches']} microbatches, {model['dtype']}; "
-        f"{report['method']}, batch {report['batch_size']} ({report['rows_with_padding']} rows), "
+        f"FSDP {report['fsdp']}, remat {model['remat']}, {parts} microbatch{'es' if parts > 1 else ''}, "
+        f"{model['dtype']}; {report['method']}, batch {report['batch_size']} ({report['rows_with_padding']} rows), "
         f"{report['inputs']}/{report['targets']} tokens; compiler {report['compiler']}"
+        f"{', least effort' if report['quick'] else ''}"
     )
     programs = report["programs"]
     table = Table("", *programs)

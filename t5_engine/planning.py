@@ -36,9 +36,13 @@ CHIPS = {
     "v5p": (95, 600e9, "TPU v5p"),
     "v6e": (32, 400e9, "TPU v6 lite"),
 }
+LEAST_EFFORT = {"exec_time_optimization_effort": -1.0}
 _TOPOLOGY = re.compile(r"(v\w+):(\d+(?:x\d+){1,2})")
+# The compiler's refusals, of a plan and of a later stage.
 _OUT_OF_MEMORY = re.compile(
-    r"memory space hbm.{0,40}?Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])", re.S
+    r"out of memory on HBM, .{0,60}?\(([\d.]+)([KMGT])\)"
+    r"|memory space hbm.{0,40}?Used ([\d.]+)([KMGT]) of",
+    re.S,
 )
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -54,6 +58,7 @@ class Machine:
       rate: a chip's nominal FLOP/s in bfloat16.
       link_rate: nominal bytes/s that reach a chip from all others.
       is_tpu: whether the TPU compiler is at hand.
+      quick: whether it works with the least effort: a third of the time, and an estimate that differs by some percent.
     """
 
     topology: str
@@ -62,6 +67,7 @@ class Machine:
     rate: float
     link_rate: float
     is_tpu: bool
+    quick: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +98,8 @@ class Measured:
     Attributes:
       fits: whether it fits in a chip's memory; None where only the TPU compiler knows.
       memory: bytes on a device by kind: "arguments", "outputs", "aliased" (outputs in the place of arguments),
-        "temporary", "code", and "total". Where it does not fit the compiler tells the total alone.
+        "temporary", "code", and "peak", the most data that is there at a time. Where it does not fit the compiler
+        tells the peak alone.
       flops: of the matrix products on all devices, those in loops as often as they run, remat's included.
       seconds: the compiler's estimate, its cycles in loops as often as they run; None on CPUs or where it does not fit.
       seconds_once: the same as the compiler gives it, with the body of each loop once.
@@ -132,7 +139,7 @@ def chips(topology: str) -> tuple[str, int]:
     return found[1], count
 
 
-def machine(topology: str, tpu: bool | None = None) -> Machine:
+def machine(topology: str, tpu: bool | None = None, quick: bool = False) -> Machine:
     """The devices of a topology: the TPU compiler's where it is at hand (or `tpu` says so), else virtual ones.
 
     Virtual devices can be had only before JAX has made others.
@@ -143,13 +150,19 @@ def machine(topology: str, tpu: bool | None = None) -> Machine:
     assert rate is not None
     tpu = tpu_compiler() if tpu is None else tpu
     devices = _tpu_devices(topology, generation) if tpu else _virtual_devices(count)
-    return Machine(topology, devices, memory * GIB, rate, link_rate, tpu)
+    return Machine(topology, devices, memory * GIB, rate, link_rate, tpu, quick)
 
 
 def _tpu_devices(topology: str, generation: str) -> Sequence[Any]:
     # No TPU is touched: neither the cloud's metadata nor the lock of the one process that uses the chips matters.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # Without a host and a type, whatever they are, the library complains on standard error.
+    for name, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
+    ):
+        os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
     # The two cores of a v4 chip work as one device, as they do where JAX runs on it.
@@ -236,22 +249,21 @@ def measure(lowered: Any, target: Machine, flops: float) -> Measured:
     """Compiles a program and reads what it says of itself; one that does not fit is a result too."""
     began = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(LEAST_EFFORT if target.quick and target.is_tpu else None)
     except jax.errors.JaxRuntimeError as error:
-        total = out_of_memory(str(error))
-        if total is None:
+        peak = out_of_memory(str(error))
+        if peak is None:
             raise
         seconds = time.perf_counter() - began
-        return Measured(False, {"total": total}, flops, None, None, {}, seconds)
+        return Measured(False, {"peak": peak}, flops, None, None, {}, seconds)
     seconds = time.perf_counter() - began
     program = Program(compiled.as_text())
-    memory = memory_by_kind(compiled.memory_analysis())
     factor = program.loop_factor()
     cost = compiled.cost_analysis() or {}
     once = seconds_once(cost, program) if target.is_tpu else None
     return Measured(
-        memory["total"] <= target.memory if target.is_tpu else None,
-        memory,
+        True if target.is_tpu else None,
+        memory_by_kind(compiled.memory_analysis()),
         flops,
         once * factor if once and factor else None,
         once,
@@ -271,21 +283,27 @@ def seconds_once(cost: Mapping[str, float], program: Program) -> float | None:
 
 
 def memory_by_kind(analysis: Any) -> dict[str, int]:
-    """Bytes on one device, of what the compiler reports; the total counts aliased outputs once."""
-    found = {
+    """Bytes on one device, of what the compiler reports.
+
+    The temporary ones are more than are there at a time; the peak holds arguments and outputs, but not the code.
+    """
+    return {
         "arguments": analysis.argument_size_in_bytes,
         "outputs": analysis.output_size_in_bytes,
         "aliased": analysis.alias_size_in_bytes,
         "temporary": analysis.temp_size_in_bytes,
         "code": analysis.generated_code_size_in_bytes,
+        "peak": analysis.peak_memory_in_bytes,
     }
-    return {**found, "total": sum(found.values()) - 2 * found["aliased"]}
 
 
 def out_of_memory(message: str) -> int | None:
     """The bytes that a program would need, from the TPU compiler's refusal; None where it refused something else."""
     found = _OUT_OF_MEMORY.search(message)
-    return round(float(found[1]) * _UNITS[found[2]]) if found else None
+    if found is None:
+        return None
+    number, unit = (group for group in found.groups() if group)
+    return round(float(number) * _UNITS[unit])
 
 
 def product_flops(jaxpr: Any) -> float:
@@ -358,7 +376,7 @@ def _with_remat(setup: Setup, policy: str) -> Setup:
 
 
 def smallest_fit(
-    candidates: Iterator[tuple[str, Setup]], fits: Callable[[Setup], bool | None]
-) -> tuple[str, Setup] | None:
+    candidates: Iterator[tuple[str, Setup]], fits: Callable[[str, Setup], bool | None]
+) -> str | None:
     """The first change with which it fits, each actually tried; None where none does."""
-    return next(((words, setup) for words, setup in candidates if fits(setup)), None)
+    return next((words for words, setup in candidates if fits(words, setup)), None)

@@ -61,6 +61,19 @@ def test_the_tpu_compiler() -> None:
     assert step["fits"] is True and step["seconds"] >= step["seconds_once"] > 0 < step["mfu"] < 1
 
 
+@pytest.mark.slow
+def test_what_the_tpu_compiler_refuses_is_tried_with_changes() -> None:
+    pytest.importorskip("libtpu", reason="libtpu, the TPU compiler, is not installed (extra: plan)")
+    words = ("--batch_size", "2400", "--inputs", "512", "--targets", "128", "--only", "train")
+    result = _plan("--model", "tiny", *words, "--topology", "v5e:2x2", "--quick", "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    step, change = report["programs"]["train step"], report["smallest_change_that_fits"]
+    assert step["fits"] is False and step["memory"]["peak"] > report["chip_memory"]
+    lines = result.stderr.strip().splitlines()
+    assert lines[-1] == f"does not fit; compiling with {change} …"
+
+
 def test_a_mesh_that_no_whole_axes_of_the_torus_give() -> None:
     """2 of 4x8x8: `jax.make_mesh` refuses it, on a real pod too."""
     pytest.importorskip("libtpu", reason="libtpu, the TPU compiler, is not installed (extra: plan)")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import types
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from flipped_errors import UserError
@@ -61,15 +61,24 @@ def test_calls_of_unknown_cost_count_nothing() -> None:
     assert planning.seconds_once({"optimal_seconds": 0.5}, planning.Program("")) == 0.5
 
 
-def test_memory_counts_aliased_outputs_once() -> None:
-    sizes = {"argument": 100, "output": 90, "alias": 80, "temp": 7, "generated_code": 3}
-    analysis = types.SimpleNamespace(**{f"{k}_size_in_bytes": v for k, v in sizes.items()})
-    assert planning.memory_by_kind(analysis)["total"] == 100 + 10 + 7 + 3
+def test_the_peak_of_memory_counts_what_is_overwritten_once() -> None:
+    x = jax.ShapeDtypeStruct((1000,), jnp.float32)
+
+    def peak(**donated: int) -> int:
+        compiled = jax.jit(lambda x: x + 1.0, **donated).trace(x).lower().compile()  # type: ignore[call-overload]
+        return planning.memory_by_kind(compiled.memory_analysis())["peak"]
+
+    assert 8000 <= peak() < 9000 and 4000 <= peak(donate_argnums=0) < 5000
 
 
 def test_a_refusal_for_want_of_memory() -> None:
     message = "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 31.25G of 15.75G hbm."
     assert planning.out_of_memory(message) == round(31.25 * 2**30)
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (29.23G) exceeds "
+        "available HBM (15.75G)."
+    )
+    assert planning.out_of_memory(message) == round(29.23 * 2**30)
     assert planning.out_of_memory("INTERNAL: something else") is None
 
 
@@ -86,15 +95,15 @@ def test_changes_begin_with_the_smallest() -> None:
 
 
 def test_the_first_change_that_fits_is_told_and_no_other_is_compiled() -> None:
-    tried: list[Setup] = []
+    tried: list[str] = []
 
-    def fits(setup: Setup) -> bool:
-        tried.append(setup)
+    def fits(words: str, setup: Setup) -> bool:
+        tried.append(words)
         return setup.microbatches == 4
 
     found = planning.smallest_fit(planning.changes(Setup(MODEL), 1), fits)
-    assert found and found[0] == "remat full, 4 microbatches" and found[1] == tried[-1]
-    assert planning.smallest_fit(planning.changes(Setup(MODEL), 1), lambda _: False) is None
+    assert found == "remat full, 4 microbatches" == tried[-1]
+    assert planning.smallest_fit(planning.changes(Setup(MODEL), 1), lambda *_: False) is None
 
 
 def test_rows_are_padded_for_mesh_and_microbatches() -> None:
