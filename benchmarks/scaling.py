@@ -28,8 +28,9 @@ TOPOLOGIES = (
     *("v4:2x2x1", "v4:2x2x4", "v4:4x4x4", "v4:4x8x8"),
     *("v5p:2x2x1", "v5p:2x2x4", "v5p:4x4x4", "v5p:4x8x8"),
 )
-FSDP_ALONE = (1, True)
-OTHER_MESHES = ((2, True), (4, True), (4, False))
+# Model parallelism, FSDP and remat.
+FSDP_ALONE = (1, True, "full")
+OTHERS = ((1, True, "minimal"), (4, True, "full"), (2, True, "full"), (4, False, "full"))
 # The order of the numbers of chips: what differs most comes first.
 ORDER = (256, 16, 4, 64)
 BATCH = 240
@@ -37,16 +38,16 @@ KEY = ("name", "method", "topology", "model_parallelism", "fsdp", "remat", "micr
 
 
 def configurations() -> Iterator[dict[str, Any]]:
-    """FSDP alone for each topology, method and model, then the other meshes for FLIPPED."""
+    """FSDP alone for each topology, method and model, then the others for FLIPPED."""
     methods = ("flipped", "direct")
     alone = itertools.product((FSDP_ALONE,), methods, _by_size())
-    others = itertools.product(OTHER_MESHES, methods[:1], _by_size())
-    for ((model_parallelism, fsdp), method, topology), name in itertools.product(
+    others = itertools.product(OTHERS, methods[:1], _by_size())
+    for ((model_parallelism, fsdp, remat), method, topology), name in itertools.product(
         (*alone, *others), ("xl", "xxl")
     ):
         if model_parallelism < chips(topology):
             parts = microbatches(name, topology, model_parallelism)
-            settings = (name, method, topology, model_parallelism, fsdp, "full", parts)
+            settings = (name, method, topology, model_parallelism, fsdp, remat, parts)
             for quick in (True, False):
                 yield dict(zip(KEY, (*settings, quick), strict=True))
 
@@ -111,23 +112,29 @@ def table(path: pathlib.Path) -> None:
     best: dict[tuple[Any, ...], float] = {}
     for row in rows:
         if row["fits"]:
-            key = tuple(row[name] for name in KEY[:3])
+            key = _compared(row)
             best[key] = min(best.get(key, math.inf), _together(row))
-    heads = ["model", "method", "topology", "model parallelism", "FSDP", "microbatches"]
-    heads += ["memory, GiB", "fits", "s a step", "collectives, s", "together", "MFU"]
+    heads = ["model", "method", "topology", "model parallelism", "FSDP", "remat", "microbatches"]
+    heads += ["effort", "peak, GiB", "fits", "s a step", "collectives, s", "together", "MFU"]
     print("|", " | ".join(heads), "|\n" + "|---" * len(heads) + "|")
     for row in sorted(rows, key=_place):
-        cells = [*(row[name] for name in KEY[:5]), row["microbatches"]]
-        cells += [f"{row['memory']['peak'] / 2**30:.1f}", "yes" if row["fits"] else "no"]
+        cells = [*(row[name] for name in KEY[:7]), "least" if row["quick"] else "full"]
+        cells += [f"{row['memory']['peak'] / 2**30:.1f}" if "peak" in row["memory"] else ""]
+        cells += ["yes" if row["fits"] else "no"]
         if row["seconds"]:
             together = f"{_together(row):.3f}"
-            if row["fits"] and _together(row) == best[tuple(row[name] for name in KEY[:3])]:
+            if row["fits"] and _together(row) == best[_compared(row)]:
                 together = f"**{together}**"
             cells += [f"{row['seconds']:.3f}", f"{row['travel_seconds']:.3f}", together]
             cells.append(f"{row['mfu']:.0%}")
         else:
             cells += [""] * 4
         print("|", " | ".join(map(str, cells)), "|")
+
+
+def _compared(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What rows have in common that are compared with each other."""
+    return (*(row[name] for name in KEY[:3]), row["quick"])
 
 
 def _together(row: dict[str, Any]) -> float:
