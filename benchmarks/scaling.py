@@ -1,13 +1,13 @@
-"""The table of docs/scaling.md: train steps of XL and XXL compiled for TPU topologies from 4 to 256 chips.
+"""The tables of docs/scaling.md: train steps of XL and XXL compiled for TPU topologies from 4 to 256 chips.
 
     python benchmarks/scaling.py run [--model xl] [--method flipped] [--topology v5p:4x4x4]
-                                    [--model_parallelism 4] [--fsdp]
+                                    [--model_parallelism 4] [--fsdp] [--no-quick]
     python benchmarks/scaling.py table
 
 `run` compiles one configuration after the other, each in a process of its own (`flipped plan --json`), and appends a
 line for each to `--out`, benchmarks/scaling.jsonl; started again, it goes on with those that have none. It needs
-libtpu (extra: plan) and some minutes of a core for each. `table` prints Markdown: all configurations, the fastest that
-fits of each model, method and topology in bold.
+libtpu (extra: plan) and about two minutes of a core for each; with `--no-quick`, the compiler's full effort, five
+minutes and more. `table` prints Markdown; the fastest way of each line is in bold.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ OTHERS = ((1, True, "minimal"), (4, True, "full"), (2, True, "full"), (4, False,
 # The order of the numbers of chips: what differs most comes first.
 ORDER = (256, 16, 4, 64)
 BATCH = 240
+METHODS = ("flipped", "direct")
 KEY = ("name", "method", "topology", "model_parallelism", "fsdp", "remat", "microbatches", "quick")
 
 
 def configurations() -> Iterator[dict[str, Any]]:
     """FSDP alone for each topology, method and model, then the others for FLIPPED."""
-    methods = ("flipped", "direct")
-    alone = itertools.product((FSDP_ALONE,), methods, _by_size())
-    others = itertools.product(OTHERS, methods[:1], _by_size())
+    alone = itertools.product((FSDP_ALONE,), METHODS, _by_size())
+    others = itertools.product(OTHERS, ("flipped",), _by_size())
     for ((model_parallelism, fsdp, remat), method, topology), name in itertools.product(
         (*alone, *others), ("xl", "xxl")
     ):
         if model_parallelism < chips(topology):
-            parts = microbatches(name, topology, model_parallelism)
+            parts = microbatches(topology, model_parallelism)
             settings = (name, method, topology, model_parallelism, fsdp, remat, parts)
             for quick in (True, False):
                 yield dict(zip(KEY, (*settings, quick), strict=True))
@@ -56,11 +56,10 @@ def _by_size() -> list[str]:
     return sorted(TOPOLOGIES, key=lambda topology: ORDER.index(chips(topology)))
 
 
-def microbatches(name: str, topology: str, model_parallelism: int) -> int:
-    """So many that a device holds 15 rows at a time for each device of its model axis; 5 for XXL on v5e's 16 GiB."""
+def microbatches(topology: str, model_parallelism: int) -> int:
+    """So many that a device holds 15 rows at a time for each device of its model axis."""
     rows = math.ceil(BATCH * model_parallelism / chips(topology))
-    at_a_time = 5 if name == "xxl" and topology.startswith("v5e") else 15
-    return math.ceil(rows / (at_a_time * model_parallelism))
+    return math.ceil(rows / (15 * model_parallelism))
 
 
 def chips(topology: str) -> int:
@@ -107,43 +106,80 @@ def run(path: pathlib.Path, only: dict[str, Any]) -> None:
             print(*key, row.get("seconds"), row.get("error", ""), flush=True)
 
 
-def table(path: pathlib.Path) -> None:
-    rows = [row for row in read(path) if "error" not in row]
-    best: dict[tuple[Any, ...], float] = {}
-    for row in rows:
-        if row["fits"]:
-            key = _compared(row)
-            best[key] = min(best.get(key, math.inf), _together(row))
-    heads = ["model", "method", "topology", "model parallelism", "FSDP", "remat", "microbatches"]
-    heads += ["effort", "peak, GiB", "fits", "s a step", "collectives, s", "together", "MFU"]
-    print("|", " | ".join(heads), "|\n" + "|---" * len(heads) + "|")
-    for row in sorted(rows, key=_place):
-        cells = [*(row[name] for name in KEY[:7]), "least" if row["quick"] else "full"]
-        cells += [f"{row['memory']['peak'] / 2**30:.1f}" if "peak" in row["memory"] else ""]
-        cells += ["yes" if row["fits"] else "no"]
-        if row["seconds"]:
-            together = f"{_together(row):.3f}"
-            if row["fits"] and _together(row) == best[_compared(row)]:
-                together = f"**{together}**"
-            cells += [f"{row['seconds']:.3f}", f"{row['travel_seconds']:.3f}", together]
-            cells.append(f"{row['mfu']:.0%}")
-        else:
-            cells += [""] * 4
-        print("|", " | ".join(map(str, cells)), "|")
+def tables(path: pathlib.Path) -> None:
+    """Markdown: FSDP alone for all, the other ways for FLIPPED, and what the compiler's effort changes."""
+    rows = {tuple(row[name] for name in KEY): row for row in read(path) if "error" not in row}
+    topologies = sorted(TOPOLOGIES, key=lambda topology: (chips(topology), topology))
+
+    def found(
+        name: str, method: str, topology: str, way: tuple[int, bool, str], quick: bool = True
+    ) -> dict[str, Any] | None:
+        parts = microbatches(topology, way[0])
+        return rows.get((name, method, topology, *way, parts, quick))
+
+    heads = ["peak, GiB", "s a step", "collectives, s", "together", "MFU"]
+    both = [f"{method}: {head}" for method in ("FLIPPED", "DIRECT") for head in heads]
+    _line("model", "topology", "microbatches", *both)
+    _line(*["---"] * (3 + len(both)))
+    for name, topology in itertools.product(("xl", "xxl"), topologies):
+        cells: list[Any] = [name, topology, microbatches(topology, 1)]
+        for method in ("flipped", "direct"):
+            cells += _cells(found(name, method, topology, FSDP_ALONE))
+        _line(*cells)
+
+    print("\nFLIPPED, arithmetic and collectives together, s:\n")
+    ways = (FSDP_ALONE, *OTHERS)
+    _line("model", "topology", *map(_in_words, ways))
+    _line(*["---"] * (2 + len(ways)))
+    for name, topology in itertools.product(("xl", "xxl"), topologies):
+        several = [found(name, "flipped", topology, way) for way in ways]
+        times = [row["seconds"] + row["travel_seconds"] for row in several if row and row["fits"]]
+        _line(name, topology, *(_time(row, min(times, default=0)) for row in several))
+
+    print()
+    _line("model", "method", "topology", "least effort, s", "full effort, s", "least / full")
+    _line(*["---"] * 6)
+    for name, method, topology in itertools.product(("xl", "xxl"), METHODS, topologies):
+        least, full = (found(name, method, topology, FSDP_ALONE, quick) for quick in (True, False))
+        if least and full and least["fits"] and full["fits"]:
+            times = [least["seconds"], full["seconds"]]
+            ratio = f"{times[0] / times[1]:.2f}"
+            _line(name, method.upper(), topology, *(f"{one:.3f}" for one in times), ratio)
 
 
-def _compared(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What rows have in common that are compared with each other."""
-    return (*(row[name] for name in KEY[:3]), row["quick"])
+def _cells(row: dict[str, Any] | None) -> list[str]:
+    """Peak, seconds, seconds of collectives, both together, MFU; the peak alone where it does not fit."""
+    if row is None:
+        return [""] * 5
+    peak = f"{row['memory']['peak'] / 2**30:.1f}"
+    if not row["fits"]:
+        return [f"{peak}: no", "", "", "", ""]
+    seconds, travel = row["seconds"], row["travel_seconds"]
+    return [
+        peak,
+        f"{seconds:.3f}",
+        f"{travel:.3f}",
+        f"{seconds + travel:.3f}",
+        f"{row['mfu']:.0%}",
+    ]
 
 
-def _together(row: dict[str, Any]) -> float:
-    """Seconds of arithmetic and collectives, one after the other."""
-    return row["seconds"] + row["travel_seconds"]
+def _time(row: dict[str, Any] | None, best: float) -> str:
+    if row is None or not row["fits"]:
+        return "" if row is None else "does not fit"
+    together = row["seconds"] + row["travel_seconds"]
+    return f"**{together:.3f}**" if together == best else f"{together:.3f}"
 
 
-def _place(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["name"], row["method"], chips(row["topology"]), row["topology"], row["seconds"] or 0
+def _in_words(way: tuple[int, bool, str]) -> str:
+    model_parallelism, fsdp, remat = way
+    words = ["FSDP"] if fsdp else []
+    words += [f"model parallelism {model_parallelism}"] if model_parallelism > 1 else []
+    return ", ".join([*words, f"remat {remat}"])
+
+
+def _line(*cells: Any) -> None:
+    print("|", " | ".join(map(str, cells)), "|")
 
 
 def main() -> None:
@@ -160,7 +196,7 @@ def main() -> None:
     if arguments.action == "run":
         run(arguments.out, {name: getattr(arguments, name) for name in (*KEY[:5], "quick")})
     else:
-        table(arguments.out)
+        tables(arguments.out)
 
 
 if __name__ == "__main__":
