@@ -30,7 +30,7 @@ TOPOLOGIES = (
 )
 # Model parallelism, FSDP and remat.
 FSDP_ALONE = (1, True, "full")
-OTHERS = ((1, True, "minimal"), (4, True, "full"), (2, True, "full"), (4, False, "full"))
+OTHERS = ((1, True, "minimal"), (2, True, "full"), (4, True, "full"))
 # The order of the numbers of chips: what differs most comes first.
 ORDER = (256, 16, 4, 64)
 BATCH = 240
