@@ -36,7 +36,7 @@ UNKNOWN_ON_CPU = (
 @click.option("--targets", type=int, default=128, show_default=True, help="Tokens of a target.")
 @click.option("--only", type=click.Choice(["train", "score"]), help="One of the two programs.")
 @click.option("--virtual", is_flag=True, help="Virtual CPU devices even where libtpu is there.")
-@click.option("--quick", is_flag=True, help="Compile with the least effort: a third of the time.")
+@click.option("--quick", is_flag=True, help="The TPU compiler's least effort: a rougher estimate.")
 @click.option("--fit/--no-fit", default=True, help="Where it does not fit, try what would.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
 def plan(

@@ -38,7 +38,7 @@ CHIPS = {
 }
 LEAST_EFFORT = {"exec_time_optimization_effort": -1.0}
 _TOPOLOGY = re.compile(r"(v\w+):(\d+(?:x\d+){1,2})")
-# The compiler's refusals, of a plan and of a later stage.
+# The compiler's refusals. Of the two forms only the first was met with libtpu 0.0.42.1.
 _OUT_OF_MEMORY = re.compile(
     r"out of memory on HBM, .{0,60}?\(([\d.]+)([KMGT])\)"
     r"|memory space hbm.{0,40}?Used ([\d.]+)([KMGT]) of",
@@ -58,7 +58,7 @@ class Machine:
       rate: a chip's nominal FLOP/s in bfloat16.
       link_rate: nominal bytes/s that reach a chip from all others.
       is_tpu: whether the TPU compiler is at hand.
-      quick: whether it works with the least effort: a third of the time, and an estimate that differs by some percent.
+      quick: whether it works with the least effort: less time, and an estimate that may be a fifth off.
     """
 
     topology: str
@@ -150,7 +150,7 @@ def machine(topology: str, tpu: bool | None = None, quick: bool = False) -> Mach
     assert rate is not None
     tpu = tpu_compiler() if tpu is None else tpu
     devices = _tpu_devices(topology, generation) if tpu else _virtual_devices(count)
-    return Machine(topology, devices, memory * GIB, rate, link_rate, tpu, quick)
+    return Machine(topology, devices, memory * GIB, rate, link_rate, tpu, quick and tpu)
 
 
 def _tpu_devices(topology: str, generation: str) -> Sequence[Any]:
@@ -249,7 +249,7 @@ def measure(lowered: Any, target: Machine, flops: float) -> Measured:
     """Compiles a program and reads what it says of itself; one that does not fit is a result too."""
     began = time.perf_counter()
     try:
-        compiled = lowered.compile(LEAST_EFFORT if target.quick and target.is_tpu else None)
+        compiled = lowered.compile(LEAST_EFFORT if target.quick else None)
     except jax.errors.JaxRuntimeError as error:
         peak = out_of_memory(str(error))
         if peak is None:
