@@ -27,6 +27,7 @@ setup(
                 "flipped_tasks",
                 "mixtures",
                 "t5_engine",
+                "flipped_core",
                 "flipped_eval",
                 "flipped_cli",
                 "flipped_t5x",
@@ -34,7 +35,6 @@ setup(
             for tail in ("", ".*")
         ]
     ),
-    py_modules=["flipped_errors"],
     include_package_data=False,
     package_data={
         "": [

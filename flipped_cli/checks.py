@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from flipped_tasks.datasets import DatasetSpec

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flipped_cli import provenance
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 if TYPE_CHECKING:
     from t5_engine.config import T5Config
@@ -240,7 +240,7 @@ def _open(kind: str, source: str) -> Weights:
 
 
 def _refuse_other_kind(kind: str) -> None:
-    from flipped_errors import unknown
+    from flipped_core.errors import unknown
 
     if kind not in ("hf", "t5x"):
         raise unknown("layout", kind, ("hf", "t5x"))

@@ -12,7 +12,7 @@ import click
 
 from flipped_cli import offline as network
 from flipped_cli.quiet import import_tensorflow
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from flipped_tasks.datasets import DatasetSpec

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import click
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 VOCABULARY = "world.model"

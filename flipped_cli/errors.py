@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 USER_ERROR_CODE = 2
 INTERRUPTED_CODE = 130

@@ -9,7 +9,7 @@ import click
 
 from flipped_cli import offline as network
 from flipped_cli.words import SeveralWords
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 FEATURES = ("inputs", "targets")
 

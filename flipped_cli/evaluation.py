@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from flipped_cli import errors, provenance, quiet
 from flipped_cli.checks import check_data_dir, method_of
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 if TYPE_CHECKING:
     from flipped_eval.jobs import Run, Told

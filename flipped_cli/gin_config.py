@@ -23,7 +23,7 @@ import gin
 from gin import config as gin_internals
 
 from flipped_cli import offline
-from flipped_errors import UserError, nearest, unknown
+from flipped_core.errors import UserError, nearest, unknown
 
 PROJECT_DIR = pathlib.Path(__file__).resolve().parents[1]
 _FLAGS = ("--gin_file", "--data_dir", "--gin.NAME", "--offline", "--help")

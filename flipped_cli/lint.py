@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 if TYPE_CHECKING:
     from flipped_tasks.lint import Report

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from flipped_cli import errors
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 
 # Name of the subcommand -> (module, attribute, one line of help).
 COMMANDS: Mapping[str, tuple[str, str, str]] = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from flipped_errors import unknown
+from flipped_core.errors import unknown
 
 
 @click.group()

@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 
 from flipped_cli.checks import METHODS
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine.weights import Weights, lazy_params, leaves
 
 TEMPLATE = pathlib.Path(__file__).with_name("model_card.md.jinja")

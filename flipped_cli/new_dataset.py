@@ -8,7 +8,7 @@ import re
 
 import click
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 _MODULE = '''\
 """The dataset {name}: registered for DIRECT, CHANNEL and FLIPPED, and mixed into the training mixtures."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 if TYPE_CHECKING:
     from t5_engine.planning import Machine, Measured, Setup

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import pathlib
 import platform
 import subprocess
 from collections.abc import Mapping
 from typing import Any
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
+from flipped_core.files import write_atomically
 
 RUN_FILE = "run.json"
 CHECKPOINTS = "checkpoints"  # t5_engine.checkpoints writes them there
@@ -73,13 +73,9 @@ def open_run(
         _refuse_other(file, recipe)
     if not write:
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / OPERATIVE_GIN_FILE, operative_gin)
-        run = {"recipe": recipe, "versions": versions(), "git_commit": git_commit()}
-        _write(file, json.dumps(run, indent=2, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise UserError(f"model_dir {model_dir}: cannot be written: {error.strerror}") from None
+    write_atomically(folder / OPERATIVE_GIN_FILE, operative_gin)
+    run = {"recipe": recipe, "versions": versions(), "git_commit": git_commit()}
+    write_atomically(file, json.dumps(run, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_recipe(model_dir: str) -> dict[str, Any]:
@@ -110,10 +106,3 @@ def _computed(recipe: Mapping[str, Any]) -> dict[str, Any]:
         return dict(recipe)
     kept = {name: value for name, value in model.items() if name not in EXECUTION_FIELDS}
     return {**recipe, "model": kept}
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    """Writes the whole file or nothing."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)

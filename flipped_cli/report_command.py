@@ -6,7 +6,7 @@ import pathlib
 
 import click
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 
 @click.command("report")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from flipped_errors import UserError, nearest
+from flipped_core.errors import UserError, nearest
 
 
 def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:

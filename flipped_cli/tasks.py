@@ -14,7 +14,7 @@ from flipped_cli.checks import find_dataset
 from flipped_cli.lint import lint
 from flipped_cli.new_dataset import new
 from flipped_cli.rows import read_rows
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 if TYPE_CHECKING:
     from flipped_tasks.datasets import DatasetSpec

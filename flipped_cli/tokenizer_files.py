@@ -12,7 +12,7 @@ import pathlib
 import shutil
 from typing import Any
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks.methods import NUM_SENTINELS
 
 VOCABULARY = "spiece.model"

@@ -23,7 +23,7 @@ from flipped_cli.checks import (
     check_model_dir,
     method_of,
 )
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 if TYPE_CHECKING:
     from t5_engine.config import T5Config

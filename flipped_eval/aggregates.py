@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from flipped_core.files import Json
 from flipped_eval import metrics
-from flipped_eval.files import Json
 from mixtures.suites import ORIGINAL
 
 SUBSTITUTES = "all substitutes"

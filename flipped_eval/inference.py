@@ -20,7 +20,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flipped_errors import UserError, nearest, unknown
+from flipped_core.errors import UserError, nearest, unknown
 from flipped_eval.keys import file_hash
 from flipped_tasks.methods import METHODS, Formatted, Piece, PieceKind, format_example
 from flipped_tasks.promptsource import TemplateSpec, load_template

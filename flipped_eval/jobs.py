@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
+from flipped_core.files import Json
 from flipped_eval import estimate, keys, planning, results, shards
-from flipped_eval.files import Json
 from flipped_eval.planning import Model, Plan, Request
 from flipped_eval.scoring import Announce, Job, Progress, Scorer
 from flipped_tasks.methods import METHODS

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 # Part of every key: raised when the same request would be scored differently by a newer version of this code.
 VERSION = 1

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any
 
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
+from flipped_core.files import Json
 from flipped_eval import keys
 from flipped_eval.examples import Case, CaseBuilder, Row, TaskCases
-from flipped_eval.files import Json
 from flipped_eval.results import CHOSEN
 from flipped_tasks.datasets import dataset_names, get_dataset, template_names, usable_templates
 from flipped_tasks.promptsource import TemplateSpec, load_template

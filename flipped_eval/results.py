@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
+from flipped_core.files import Json, read_json, to_json, write_atomically
 from flipped_eval import aggregates, metrics, shards, significance
 from flipped_eval.aggregates import SUBSTITUTES
-from flipped_eval.files import Json, read_json, to_json, write_atomically
 from mixtures.catalog import BIGBENCH, TRAINING
 from mixtures.suites import NLP14, ORIGINAL
 

@@ -18,10 +18,10 @@ from typing import Protocol
 import numpy as np
 import tqdm
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
+from flipped_core.files import Json
 from flipped_eval import shards
 from flipped_eval.examples import Case, Pair, Row, TaskCases
-from flipped_eval.files import Json
 from flipped_eval.planning import Group, Model, Plan, Unit, failure
 from mixtures.suites import ORIGINAL
 from t5_engine import processes

@@ -26,8 +26,8 @@ from typing import Any
 
 import orjson
 
-from flipped_errors import UserError
-from flipped_eval.files import Json, cannot_write
+from flipped_core.errors import UserError
+from flipped_core.files import Json, cannot_write
 
 FOLDER = "scores"
 SHARD_BYTES = 256 * 2**20  # a longer shard is followed by a new one

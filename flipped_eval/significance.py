@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import scipy.stats
 
+from flipped_core.files import Json
 from flipped_eval import metrics
 from flipped_eval.aggregates import SUBSTITUTES
-from flipped_eval.files import Json
 from flipped_eval.metrics import Unit
 from mixtures.suites import ORIGINAL
 

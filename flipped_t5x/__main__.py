@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 
 from flipped_cli import errors, gin_config
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 from flipped_t5x import requirement
 
 PROGRAMS = ("train", "eval", "infer")

@@ -15,7 +15,7 @@ import jax
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine import t5x_files
 
 _NAME = re.compile(r"checkpoint_(\d+)")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks.features import FlippedFeatureConverter
 
 

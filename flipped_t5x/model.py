@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import seqio
 
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 from flipped_t5x import requirement
 from flipped_t5x.converter import PairedFeatureConverter
 from flipped_tasks.seqio_vocabulary import SeqioVocabulary

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import logging
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 # What the tests were run with (docs/t5x.md); setup.py names the same.
 COMMITS = {

@@ -23,7 +23,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 from flipped_eval.examples import Case, build_cases
 from flipped_eval.planning import Request, ordered_rows
 from flipped_tasks import sources

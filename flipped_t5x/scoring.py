@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 Pair = tuple[Sequence[int], Sequence[int]]
 LENGTH_STEP = 32  # lengths are rounded up to a multiple of it, so that few shapes are compiled

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 from flipped_tasks.datasets import DatasetSpec, register_dataset
 from flipped_tasks.promptsource import TemplateSpec, register_templates
 from flipped_tasks.rendering import Dropped, Rendered

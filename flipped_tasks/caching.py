@@ -12,7 +12,7 @@ import os
 import seqio
 import tensorflow as tf
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks.datasets import get_dataset, slug
 from flipped_tasks.row_source import RowSource, row_source
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 from flipped_tasks import promptsource
 from flipped_tasks.methods import METHODS
 from flipped_tasks.rendering import Dropped

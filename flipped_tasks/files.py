@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
 _WHOLE_NUMBER = re.compile(r"[+-]?\d+")

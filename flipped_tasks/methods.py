@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from flipped_errors import unknown
+from flipped_core.errors import unknown
 from flipped_tasks.rendering import Dropped, Rendered
 
 METHODS = ("direct", "channel", "flipped")

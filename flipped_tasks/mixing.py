@@ -8,7 +8,7 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks import stream
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 from flipped_tasks.files import SUFFIXES, read_file
 
 Row: TypeAlias = Mapping[str, Any]

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 
 _INSTALL = "pip install --no-deps --ignore-requires-python promptsource==0.2.3"
 _FILE_NAME = "templates.yaml"

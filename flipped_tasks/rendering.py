@@ -20,7 +20,7 @@ from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes, pass_con
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
-from flipped_errors import UserError, nearest
+from flipped_core.errors import UserError, nearest
 from flipped_tasks.promptsource import TemplateSpec
 from flipped_tasks.spans import MARK_FILTER, Instance, Kind, Segment, TaintAnalysis, merge, runs
 

@@ -12,7 +12,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from flipped_errors import unknown
+from flipped_core.errors import unknown
 from flipped_tasks import stream
 from flipped_tasks.draws import generator
 from flipped_tasks.sources import (

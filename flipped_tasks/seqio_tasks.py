@@ -21,7 +21,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 from flipped_tasks import stream
 from flipped_tasks.caching import SharedCacheTask
 from flipped_tasks.datasets import check_template, get_dataset, slug, training_templates

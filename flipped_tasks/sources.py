@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 from flipped_tasks.datasets import DatasetSpec, Rows, get_dataset
 from flipped_tasks.draws import generator
 from flipped_tasks.files import SUFFIXES, read_file

@@ -19,7 +19,7 @@ from typing import Literal
 
 from jinja2 import nodes
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 MARK_FILTER = "instance text"  # has a space: no template can name it
 _LOOP_ITEM = "loop item"  # likewise

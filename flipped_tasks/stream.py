@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks.draws import generator
 
 BLOCK = 65_536

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import sentencepiece
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks.methods import NUM_SENTINELS, Formatted, Piece, PieceKind, with_choice
 
 _ROW_MULTIPLE = 128  # embedding rows are padded to it: 32,100 become T5's 32,128

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import orjson
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks import sources, tokens
 from flipped_tasks.drafts import Ids
 from flipped_tasks.draws import generator

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks.caching import register_rows_task
 from flipped_tasks.sources import split_names
 from mixtures import catalog

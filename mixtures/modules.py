@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 GROUP = "flipped_learning.tasks"
 _PREFIX = "flipped_own_"  # of modules that are named by their file

@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flipped_errors import UserError, nearest
+from flipped_core.errors import UserError, nearest
 from flipped_tasks import promptsource
 from flipped_tasks.datasets import (
     DatasetSpec,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flipped_errors import unknown
+from flipped_core.errors import unknown
 from flipped_tasks.datasets import get_dataset
 from flipped_tasks.sources import MAX_EXAMPLES, labelled_payloads
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import seqio
 
-from flipped_errors import unknown
+from flipped_core.errors import unknown
 from flipped_tasks.datasets import (
     dataset_names,
     get_dataset,

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 from flipped_tasks import bigbench, promptsource
 from flipped_tasks.datasets import check_template, get_dataset, template_names, usable_templates
 from flipped_tasks.rendering import Rendered

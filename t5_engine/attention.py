@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine.axes import platform
 from t5_engine.ragged import MASKED
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 DATA = "data"
 MODEL = "model"

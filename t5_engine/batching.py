@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine.config import T5Config
 
 Pair = tuple[Sequence[int], Sequence[int]]

@@ -18,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine import checksums
 from t5_engine.config import STRUCTURE_FIELDS, T5Config
 from t5_engine.model import Params, abstract_params

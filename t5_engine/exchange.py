@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 from t5_engine import checkpoints, checksums, huggingface_folder, t5x_adafactor, t5x_files
 from t5_engine.config import T5Config
 from t5_engine.huggingface_folder import HuggingFaceWeights

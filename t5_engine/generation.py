@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine.attention import padding_bias
 from t5_engine.batching import round_up
 from t5_engine.config import T5Config

@@ -12,7 +12,7 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine.config import T5Config
 from t5_engine.model import STACKED, STACKS, Params
 from t5_engine.weights import Path, as_float32, layers_of, leaves

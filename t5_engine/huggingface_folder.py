@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 from t5_engine import huggingface
 from t5_engine.weights import (
     Path,

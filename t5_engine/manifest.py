@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 FILE = "manifest.json"
 FORMAT = 1

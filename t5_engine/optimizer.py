@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import optax
 
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 from t5_engine.model import STACKED, STACKS
 
 OPTIMIZERS = ("adafactor", "adam")

@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine.axes import DATA, MODEL, Layout
 from t5_engine.config import T5Config
 from t5_engine.model import init_boxed

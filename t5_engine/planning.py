@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 from t5_engine import axes, optimizer, partitioning, scorer, speed
 from t5_engine.batching import Shape
 from t5_engine.config import REMAT_POLICIES, T5Config

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 _SMALLEST = 1024  # bytes; longer messages are rounded up to few lengths, for each of which a program is compiled
 

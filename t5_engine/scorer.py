@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine import axes, batching, partitioning
 from t5_engine.batching import Batch, Go, Group, Pair, Shape
 from t5_engine.config import T5Config

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorstore
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 # Names from the outside in, such as ("encoder", "layers", "attention", "query", "kernel").
 Path = tuple[str, ...]

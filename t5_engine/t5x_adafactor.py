@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine import optimizer
 from t5_engine.config import T5Config
 from t5_engine.model import STACKED, STACKS, abstract_params

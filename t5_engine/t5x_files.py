@@ -24,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 from t5_engine.stored_arrays import (
     BUCKET,
     ORBAX_TREE,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine import t5x_adafactor, t5x_files
 from t5_engine.config import T5Config
 from t5_engine.model import STACKED, STACKS

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine import axes, checkpoints, exchange, optimizer, partitioning, speed
 from t5_engine.axes import Layout
 from t5_engine.config import T5Config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine.stored_arrays import Folder, orbax_arrays
 from t5_engine.weights import OwnWeights, Weights, leaves
 

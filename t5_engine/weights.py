@@ -18,7 +18,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 from t5_engine import checkpoints
 from t5_engine.config import SIZES, T5Config
 from t5_engine.model import STACKED, Params, abstract_params

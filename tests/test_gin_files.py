@@ -9,7 +9,7 @@ import gin
 import pytest
 
 from flipped_cli import gin_config
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ALL_FILES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "gin").rglob("*.gin"))

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flipped_eval.files import to_json, write_atomically
+from flipped_core.files import to_json, write_atomically
 from flipped_eval.report.content import Report, collect
 
 

@@ -16,11 +16,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
+from flipped_core.files import Json, read_json
 from flipped_eval import metrics, significance
 from flipped_eval import results as stored
 from flipped_eval.aggregates import SUBSTITUTES
-from flipped_eval.files import Json, read_json
 from mixtures.suites import ORIGINAL
 
 TRAINING_LOG = "metrics.jsonl"

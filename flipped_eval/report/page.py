@@ -10,8 +10,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from flipped_core.files import Json
 from flipped_eval.aggregates import SUBSTITUTES
-from flipped_eval.files import Json
 from flipped_eval.report import plots, tables
 from flipped_eval.report.content import (
     LABELS,

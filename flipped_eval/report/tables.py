@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from flipped_core.files import Json
 from flipped_eval.aggregates import SUBSTITUTES
-from flipped_eval.files import Json
 from flipped_eval.report.content import (
     LABELS,
     METRIC_NAMES,

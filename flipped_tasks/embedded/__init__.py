@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 from flipped_tasks.embedded import qa_rows, text_rows, unseen_rows
 from flipped_tasks.embedded.warmup import warmup_texts
 

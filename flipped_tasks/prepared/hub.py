@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 from flipped_tasks.datasets import DatasetSpec
 
 _INSTALL = "pip install 'datasets>=4' (the extra 'hub')"

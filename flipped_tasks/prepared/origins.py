@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 from flipped_tasks import bigbench, sources
 from flipped_tasks.datasets import DatasetSpec
 from flipped_tasks.files import SUFFIXES, read_csv, read_file

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
-from flipped_errors import UserError, unknown
+from flipped_core.errors import UserError, unknown
 from flipped_tasks.datasets import get_dataset
 from flipped_tasks.draws import generator
 from flipped_tasks.prepared.schema import Schema

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks.datasets import DatasetSpec
 
 if TYPE_CHECKING:

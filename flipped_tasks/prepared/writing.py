@@ -24,7 +24,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks.datasets import DatasetSpec
 from flipped_tasks.prepared.origins import Origin
 from flipped_tasks.prepared.reading import (

@@ -132,7 +132,7 @@ def test_evaluation_arguments(capsys: pytest.CaptureFixture[str], tmp_path: path
 
 def test_another_run_in_the_folder_is_refused(tmp_path: pathlib.Path) -> None:
     from flipped_cli import provenance
-    from flipped_errors import UserError
+    from flipped_core.errors import UserError
 
     recipe = {"mixture": "direct_train", "steps": 10, "lengths": {"inputs": 8}}
     provenance.open_run(str(tmp_path), recipe | {"mixture": "channel_train"}, "gin")

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from flipped_cli import evaluation, gin_config
 from flipped_cli.main import main
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_eval import results
 from flipped_tasks.embedded import warmup_texts
 from flipped_tasks.embedded.vocabulary import train_vocabulary

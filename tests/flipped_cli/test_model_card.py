@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from flipped_cli import model_card
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_eval.keys import fingerprint
 from flipped_eval.results import FORMAT
 from mixtures.catalog import TRAINING

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flipped_cli import gin_config, training
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks.embedded.vocabulary import train_vocabulary
 from flipped_tasks.embedded.warmup import warmup_texts
 

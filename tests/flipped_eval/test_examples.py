@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_eval.examples import build_cases
 from flipped_tasks.methods import METHODS
 from flipped_tasks.promptsource import TemplateSpec

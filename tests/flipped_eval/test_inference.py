@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_eval.inference import Model, Question, render
 from flipped_tasks.embedded import warmup_texts
 from flipped_tasks.embedded.vocabulary import train_vocabulary

@@ -11,7 +11,7 @@ import re
 import numpy as np
 import pytest
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_eval import keys, planning, results, scoring, shards
 from flipped_eval.planning import Request
 from flipped_tasks.datasets import get_dataset

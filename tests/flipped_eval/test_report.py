@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_eval.report import write_report
 from flipped_eval.report.content import collect, read_training
 from flipped_eval.report.tables import points

@@ -7,8 +7,9 @@ import os
 import numpy as np
 import pytest
 
-from flipped_errors import UserError
-from flipped_eval import aggregates, files, metrics, results
+from flipped_core import files
+from flipped_core.errors import UserError
+from flipped_eval import aggregates, metrics, results
 
 
 def unit(

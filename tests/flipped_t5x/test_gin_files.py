@@ -13,7 +13,7 @@ import jax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_t5x import checkpoints, requirement
 
 try:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import seqio
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_eval import planning
 from flipped_t5x import data, score_eval
 from flipped_t5x.converter import PairedFeatureConverter

@@ -9,7 +9,7 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks import features, seqio_tasks, stream
 from flipped_tasks.batches import batches
 from flipped_tasks.mixing import RowMixture

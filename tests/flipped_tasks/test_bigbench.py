@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks import bigbench, promptsource, sources
 from flipped_tasks.datasets import get_dataset, template_names, usable_templates
 from flipped_tasks.methods import METHODS, Formatted, format_example, restore_prompt, to_text

@@ -135,7 +135,7 @@ def test_a_mixture_is_read_from_the_cache(data, cache, small_vocab_path) -> None
 
 
 def test_the_module_for_apache_beam_registers_what_is_there(data, monkeypatch) -> None:
-    from flipped_errors import UserError
+    from flipped_core.errors import UserError
     from mixtures import cache_tasks
 
     assert cache_tasks.register_all(data) == ["rows.glue_mrpc"]

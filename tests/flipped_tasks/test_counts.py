@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks import seqio_tasks
 from flipped_tasks.batches import batches
 from flipped_tasks.counts import line, lines

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks import datasets
 from flipped_tasks.datasets import (
     DatasetSpec,

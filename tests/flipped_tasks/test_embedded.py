@@ -9,7 +9,7 @@ import random
 
 import pytest
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks import embedded
 from flipped_tasks.embedded import scenes, text_rows, unseen_rows, words
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks.methods import (
     METHODS,
     Formatted,

@@ -17,7 +17,7 @@ import pytest
 import seqio
 import tensorflow_datasets as tfds
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks import batches, promptsource, sources
 from flipped_tasks.datasets import DatasetSpec, dataset_names, get_dataset, usable_templates
 from flipped_tasks.prepared import hub, origins, reading, writing

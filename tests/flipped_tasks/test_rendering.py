@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks import promptsource
 from flipped_tasks.promptsource import (
     TemplateSpec,

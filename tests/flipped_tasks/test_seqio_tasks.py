@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import seqio
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks import seqio_tasks, tokens
 from flipped_tasks.datasets import usable_templates
 from flipped_tasks.methods import format_example

@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks import sources
 from flipped_tasks.row_source import RowSource
 from mixtures import catalog  # noqa: F401

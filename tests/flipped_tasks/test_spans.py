@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks.methods import Formatted, format_example, restore_prompt
 from flipped_tasks.promptsource import TemplateSpec, load_templates
 from flipped_tasks.rendering import CompiledTemplate, Rendered, compile_template

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import seqio
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks import stream
 from flipped_tasks.batches import batches
 from flipped_tasks.mixing import RowMixture

@@ -13,7 +13,7 @@ import sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks.methods import Formatted, format_example
 from flipped_tasks.promptsource import TemplateSpec
 from flipped_tasks.rendering import CompiledTemplate, Rendered

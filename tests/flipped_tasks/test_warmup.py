@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks import warmup
 from flipped_tasks.batches import batches
 from flipped_tasks.draws import generator

@@ -8,7 +8,7 @@ import pathlib
 import pytest
 import seqio
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks import counts, datasets
 from flipped_tasks.batches import batches
 from flipped_tasks.methods import METHODS

@@ -6,7 +6,7 @@ import itertools
 import pytest
 import seqio
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks import sources
 from flipped_tasks.batches import batches
 from flipped_tasks.datasets import usable_templates

@@ -5,7 +5,7 @@ import random
 import pytest
 import yaml
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks import promptsource
 from flipped_tasks.rendering import compile_template
 from mixtures import suites

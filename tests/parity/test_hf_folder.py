@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from flipped_cli import model_card, tokenizer_files
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_tasks.tokens import Vocabulary
 from t5_engine import config as sizes
 from t5_engine import huggingface, huggingface_folder

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine import huggingface
 from t5_engine.config import T5Config
 from t5_engine.model import T5, init_params

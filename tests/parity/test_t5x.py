@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from flipped_t5x import requirement
 from t5_engine import config as sizes
 from t5_engine import exchange, losses, optimizer, t5x_format

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine import axes, optimizer, partitioning
 from t5_engine.axes import Layout
 from t5_engine.config import SIZES

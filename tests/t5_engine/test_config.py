@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine.config import SIZES, T5Config, size
 from t5_engine.model import T5, abstract_params, init_params
 

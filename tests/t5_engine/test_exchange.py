@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine import (
     checkpoints,
     exchange,

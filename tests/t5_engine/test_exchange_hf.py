@@ -12,7 +12,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine import huggingface, huggingface_folder
 from t5_engine.config import T5Config
 from t5_engine.huggingface_folder import HuggingFaceWeights

@@ -19,7 +19,7 @@ import pytest
 import tensorstore
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine import exchange, optimizer, t5x_adafactor, t5x_files, t5x_format
 from t5_engine.config import T5Config
 from t5_engine.model import unstack

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine import generation
 from t5_engine.generation import EOS, generate
 from t5_engine.model import init_params

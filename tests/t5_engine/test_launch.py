@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine import launch
 from t5_engine.launch import Group
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine import optimizer
 from t5_engine.config import size
 from t5_engine.model import init_params, unstack

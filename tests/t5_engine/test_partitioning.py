@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine import partitioning
 from tests.t5_engine.conftest import FAST_COMPILATION
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine import config, planning, speed
 from t5_engine.model import abstract_params
 from t5_engine.planning import Machine, Setup

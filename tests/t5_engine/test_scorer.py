@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine import batching, scorer
 from t5_engine.batching import Planner, Shape
 from t5_engine.ragged import Ragged

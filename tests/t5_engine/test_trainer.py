@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 from t5_engine import checkpoints, huggingface_folder, t5x_format, trainer
 from t5_engine.reporting import TIMES, Reporter
 from t5_engine.trainer import TrainConfig

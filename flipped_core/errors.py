@@ -1,6 +1,6 @@
 """The one exception that stands for a user's mistake, and the nearest-name hint that goes with it.
 
-Every room may import this module; it imports nothing but the standard library.
+Every package may import this module; it imports only the standard library.
 """
 
 from __future__ import annotations

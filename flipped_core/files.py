@@ -1,4 +1,4 @@
-"""Files of an evaluation that are written whole, under another name first: JSON that is the same for the same value."""
+"""Atomic file writes, and JSON whose bytes depend on the value only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pathlib
 import tempfile
 from typing import Any
 
-from flipped_errors import UserError
+from flipped_core.errors import UserError
 
 Json = dict[str, Any]
 
