@@ -59,6 +59,7 @@ setup(
         "markupsafe>=2.1",
         "matplotlib>=3.8",
         "ml-dtypes>=0.4",
+        "msgspec>=0.19",
         "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
@@ -95,6 +96,7 @@ setup(
         "test": [
             "datasets>=4.0",
             "hypothesis>=6.100",
+            "markdown-it-py>=3.0",
             "mypy>=1.10",
             "pandas>=2.2",
             "pytest>=8.0",

@@ -16,7 +16,7 @@ from typing import Any
 
 from flipped_core.errors import UserError, unknown
 from flipped_core.files import Json
-from flipped_eval import estimate, keys, planning, results, shards
+from flipped_eval import estimate, keys, planning, results, run_files, shards
 from flipped_eval.planning import Model, Plan, Request
 from flipped_eval.scoring import Announce, Job, Progress, Scorer
 from flipped_tasks.methods import METHODS
@@ -114,8 +114,11 @@ def evaluate(
 
     def look() -> tuple[Json, bool]:
         """What the folder holds, and whether to go on: what the first process finds, in all of them."""
-        results.check_run(folder, *described)
-        stored = shards.done(folder)
+        run_files.check_run(folder, *described)
+        scores = shards.read(folder)
+        stored = scores.done()
+        for line in results.left_out(folder, scores):
+            announce(line)
 
         def left(unit: planning.Unit) -> bool:
             return unit.key not in stored.ended
@@ -123,8 +126,8 @@ def evaluate(
         told = Told(plan, plan.total(left), estimate.seconds(plan, left))
         go_on = tell_plan(told)
         if go_on:
-            results.open_run(folder, *described, _places(runs))
-            results.write_plan(folder, plan)
+            run_files.open_run(folder, *described, _places(runs))
+            run_files.write_plan(folder, plan)
         return stored.to_json(), go_on
 
     found, go_on = processes.from_first(look)
@@ -144,7 +147,7 @@ def evaluate(
     plan.failed += job.failed
 
     def conclude() -> Json:
-        results.write_plan(folder, plan)
+        run_files.write_plan(folder, plan)
         return results.finish(folder, resamples)
 
     return processes.from_first(conclude)
