@@ -74,9 +74,7 @@ def results_for(weights: InMemory, **changes: Any) -> dict[str, Any]:
             "majority": 0.5,
             "n": 56,
         }
-        bounds |= {
-            name: value for name in ("median", "min", "max", "templates_low", "templates_high")
-        }
+        bounds |= dict.fromkeys(("median", "min", "max", "templates_low", "templates_high"), value)
         names = {"suite": suite, "task": task, "template": None, "metric": metric, "form": "direct"}
         names |= {"label_set": "original", "value": value, "std": 0.0}
         return {**names, **bounds, **({} if task else {"tasks": 1}), **more}
