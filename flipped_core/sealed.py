@@ -22,9 +22,11 @@ def checksum(data: bytes) -> str:
     return f"{zlib.crc32(data):08x}"
 
 
-def write_sealed(path: pathlib.Path, value: Json) -> None:
-    """Writes an object with its checksum; see `files.write_atomically`."""
-    write_atomically(path, to_json({**value, CHECKSUM: checksum(to_json(value).encode("utf-8"))}))
+def write_sealed(path: pathlib.Path, value: Json) -> Json:
+    """Writes an object with its checksum (see `files.write_atomically`) and returns what was written."""
+    sealed = {**value, CHECKSUM: checksum(to_json(value).encode("utf-8"))}
+    write_atomically(path, to_json(sealed))
+    return sealed
 
 
 def read_sealed(path: pathlib.Path, sealed_since: int) -> Json:

@@ -46,6 +46,7 @@ def finish(output_dir: pathlib.Path, resamples: int) -> Json:
     run, plan = run_files.read_run(output_dir), run_files.read_plan(output_dir)
     if run is None:
         raise UserError(f"output_dir {output_dir}: expected an evaluation's folder, got no {RUN}")
+    run_files.refuse_unlisted(output_dir, plan)
     checked(run["models"], list[records.RunInfo], output_dir / RUN)
     stored = shards.read(output_dir)
     _refuse_loss(output_dir, plan, stored)
@@ -75,8 +76,7 @@ def finish(output_dir: pathlib.Path, resamples: int) -> Json:
     examples = {"format": FORMAT, "shown": _first(shown), "worst": _most(worst)}
     write_atomically(output_dir / PREDICTIONS, text)
     write_sealed(output_dir / EXAMPLES, examples)
-    write_sealed(output_dir / RESULTS, summary)
-    return summary
+    return write_sealed(output_dir / RESULTS, summary)
 
 
 def left_out(output_dir: pathlib.Path, stored: shards.Stored) -> list[str]:

@@ -114,6 +114,7 @@ def write_plan(output_dir: pathlib.Path, plan: Plan) -> None:
     ]
     now = {(one["method"], one["suite"]) for one in (*units, *plan.failed)}
     before = read_plan(output_dir)
+    refuse_unlisted(output_dir, before)
     kept = {
         name: [one for one in before[name] if (one["method"], one["suite"]) not in now]
         for name in ("units", "failed")
@@ -125,19 +126,30 @@ def write_plan(output_dir: pathlib.Path, plan: Plan) -> None:
 
 
 def read_plan(output_dir: pathlib.Path) -> Json:
-    """The content of `plan.json`, and that it fits `run.json`; nothing is planned where there is none."""
-    path, run = output_dir / PLAN, read_run(output_dir)
+    """The content of `plan.json`; nothing is planned where there is none.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    path = output_dir / PLAN
     if not path.exists():
         return {"units": [], "failed": []}
-    again = f"remove it and run the evaluations of this folder again; {KEPT}"
-    found = _read(path, records.PlanFile, again)
+    return _read(path, records.PlanFile, f"remove it and {_RUN_AGAIN}")
+
+
+_RUN_AGAIN = f"run the evaluations of this folder again: {KEPT}"
+
+
+def refuse_unlisted(output_dir: pathlib.Path, plan: Json) -> None:
+    """Refuses a plan with units of runs that `run.json` does not list, as when that was removed."""
+    run = read_run(output_dir)
     labels = {model["label"] for model in run["models"]} if run else set()
-    for one in (*found["units"], *found["failed"]):
+    for one in (*plan["units"], *plan["failed"]):
         if one["method"] not in labels:
             raise UserError(
-                f"{path}: it has units of {one['method']!r}, which {RUN} does not list; {again}"
+                f"{output_dir / PLAN}: it has units of {one['method']!r}, which {RUN} does not list; "
+                f"remove it and {_RUN_AGAIN}"
             )
-    return found
 
 
 def refuse_versions(lines: Iterable[Json], where: str) -> None:
