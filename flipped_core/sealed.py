@@ -6,6 +6,7 @@ The checksum is CRC-32 of the file's canonical text (`files.to_json`) without it
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import zlib
 from typing import Any
@@ -69,24 +70,39 @@ def read_json_file(path: pathlib.Path) -> Json:
 
 
 def parse_json(data: bytes, *, nan_is_null: bool = False) -> Any:
-    """Strict JSON: UTF-8, no NaN or infinity, no name twice in an object, no depth that ends the process.
+    """Strict JSON: UTF-8, whole characters, no NaN or infinity, no name twice in an object, no depth without end.
 
     Args:
       data: the text.
-      nan_is_null: NaN and infinity, as `json.dumps` writes them, are None instead of being refused.
+      nan_is_null: NaN and infinity, as `json.dumps` writes them, are None instead of an error.
 
     Raises:
       ValueError: it is not.
     """
-    constant = (lambda name: None) if nan_is_null else _refuse_constant
+
+    def constant(name: str) -> None:
+        if not nan_is_null:
+            raise ValueError(f"{name} is not JSON")
+
+    def number(text: str) -> float | None:
+        value = float(text)
+        if math.isfinite(value):
+            return value
+        constant(f"the number {text[:40]}")
+        return None
+
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=constant, object_pairs_hook=_once)
+        value = json.loads(
+            data.decode("utf-8"),
+            parse_constant=constant,
+            parse_float=number,
+            object_pairs_hook=_once,
+        )
+        if b"\\u" in data:  # half of a character, which no file of ours can hold
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise ValueError("nested too deeply") from None
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+    return value
 
 
 def _once(pairs: list[tuple[str, Any]]) -> Json:

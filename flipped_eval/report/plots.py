@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 WIDE, NARROW = 8.4, 3.9
-LONGEST_NAME = 60  # characters of a line in a picture
+LONGEST_NAME = 40  # characters of a line in a picture
 MARKERS = ("o", "D", "s", "^", "v", "P", "X", "h")
 _INK, _MUTED, _RULE, _PAPER = "#010203", "#040506", "#070809", "#0a0b0c"
 _METHOD_COLOURS = tuple(f"#fe{index:02x}01" for index in range(len(MARKERS)))
