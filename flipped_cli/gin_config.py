@@ -24,9 +24,9 @@ from gin import config as gin_internals
 from gin import config_parser
 
 from flipped_cli import offline
+from flipped_core import settings
 from flipped_core.errors import UserError, nearest, unknown
 from flipped_core.settings import Declared, declared, shown, table
-from flipped_core.settings import macros as settings_macros
 
 T = TypeVar("T")
 PROJECT_DIR = pathlib.Path(__file__).resolve().parents[1]
@@ -121,8 +121,8 @@ def load(arguments: Arguments, run_class: type | None = None) -> None:
     for path in arguments.gin_files:
         _parse_file(path)
         texts |= _number_texts(path)
-    declared_here = {} if run_class is None else macros_of(run_class)
-    known = macros() | set(declared_here)
+    declared_here = {} if run_class is None else settings.macros(run_class)
+    known = macros() | {m for m, one in declared_here.items() if one.owner == _name(run_class)}
     for name, value in arguments.bindings:
         if "." not in name and name not in known:
             raise unknown("gin macro", name, known)
@@ -130,8 +130,8 @@ def load(arguments: Arguments, run_class: type | None = None) -> None:
         _guarded(functools.partial(gin.parse_config, f"{name} = {text}"), f"--gin.{name}")
         texts.pop(name, None)
     if run_class is not None:
+        _refuse_unused()
         _bind(run_class, texts)
-        _refuse_unused(known - set(declared_here))
     _refuse_circles()
     refuse_missing()
     _guarded(gin.finalize, "gin")
@@ -152,10 +152,12 @@ def make(run_class: type[T]) -> T:
                 + (f"--gin.{one.setting.macro}=…" if one.setting.macro else one.setting.doc)
             )
     found: list[T] = []
-    _guarded(lambda: found.append(configured()), "gin")
+    try:
+        _guarded(lambda: found.append(configured()), "gin")
+    except UserError as error:  # gin adds lines of its own to the message of whatever passes it
+        raise UserError(str(error).split("\n  In call to configurable")[0]) from None
     # gin instantiates a subclass of its own, which would equal no other run.
-    values = {field.name: getattr(found[0], field.name) for field in dataclasses.fields(found[0])}  # type: ignore[arg-type]
-    return run_class(**values)
+    return run_class(**{name: getattr(found[0], name) for name in declared(run_class)})
 
 
 def operative() -> str:
@@ -204,15 +206,15 @@ def _bind(run_class: type, texts: Mapping[str, str]) -> None:
 
 def _end_of(macro: str) -> str:
     """The macro whose value a chain of macros that only name each other ends in."""
-    seen = {macro}
+    seen = [macro]
     while True:
         value = gin_internals._CONFIG.get((macro, "gin.macro"), {}).get("value")
         following = _macro_name(value)
         if following is None or (following, "gin.macro") not in gin_internals._CONFIG:
             return macro
         if following in seen:
-            raise _circle([*seen, following])
-        seen.add(following)
+            raise _circle([*seen[seen.index(following) :], following])
+        seen.append(following)
         macro = following
 
 
@@ -257,23 +259,22 @@ def _number_texts(path: str) -> dict[str, str]:
     return texts
 
 
-def macros_of(run_class: type) -> dict[str, Declared]:
-    """Macro -> setting, of a run and its model."""
-    return settings_macros(run_class)
-
-
 def macros() -> set[str]:
     """The macros that the files bind or use."""
     return _bound_macros() | _used_macros()
 
 
-def _refuse_unused(names: Iterable[str]) -> None:
+def _name(run_class: type | None) -> str:
+    return "" if run_class is None else run_class.__name__
+
+
+def _refuse_unused() -> None:
     """Refuses macros that nothing reads: most are misspelt."""
     from flipped_cli.runs import EvalRun, TrainRun
 
     # A recipe's macros may stand in a file that an evaluation reads.
-    known = set(macros_of(TrainRun)) | set(macros_of(EvalRun)) | _used_macros()
-    for name in sorted(names):
+    known = {*settings.macros(TrainRun), *settings.macros(EvalRun)} | _used_macros()
+    for name in sorted(_bound_macros()):
         if name not in known:
             raise unknown("gin macro", name, known)
 

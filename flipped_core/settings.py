@@ -446,7 +446,8 @@ def _described_one(hint: Any, rule: Setting) -> str:
 
 def _plural(hint: Any, rule: Setting) -> str:
     if typing.get_origin(hint) is tuple:
-        return f"pairs of {_described_one(typing.get_args(hint)[0], rule).removeprefix('a ')}"
+        one = _described_one(typing.get_args(hint)[0], rule).removeprefix("a ")
+        return f"pairs of {one.replace('number', 'numbers')}"
     return _described_one(hint, rule)
 
 
