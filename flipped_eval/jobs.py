@@ -116,13 +116,13 @@ def evaluate(
         run_files.check_run(folder, *described)
         scores = shards.read(folder)
         stored = scores.done()
-        for line in results.left_out(folder, scores):
-            announce(line)
 
         def left(unit: planning.Unit) -> bool:
             return unit.key not in stored.ended
 
         told = Told(plan, plan.total(left), estimate.seconds(plan, left))
+        for line in results.left_out(folder, scores, unfinished=told.waiting.templates > 0):
+            announce(line)
         go_on = tell_plan(told)
         if go_on:
             run_files.open_run(folder, *described, _places(runs))
@@ -321,5 +321,7 @@ def _describe(request: Request) -> Json:
         "exclude_datasets": sorted(request.exclude_datasets),
         "max_examples_per_task": request.max_examples,
         "seed": request.seed,
-        "label_sets": keys.file_hash(request.label_sets) if request.label_sets else None,
+        "label_sets": keys.file_hash(request.label_sets, "label_sets")
+        if request.label_sets
+        else None,
     }

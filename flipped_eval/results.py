@@ -79,9 +79,19 @@ def finish(output_dir: pathlib.Path, resamples: int) -> Json:
     return write_sealed(output_dir / RESULTS, summary)
 
 
-def left_out(output_dir: pathlib.Path, stored: shards.Stored) -> list[str]:
-    """A line for each part of the shards that cannot be used, and one for results whose scores are not whole."""
-    lines = [f"warning: {one}; left out" for one in stored.damage]
+def left_out(output_dir: pathlib.Path, stored: shards.Stored, *, unfinished: bool) -> list[str]:
+    """A line for each part of the shards that cannot be used, and one for results whose scores are not whole.
+
+    Args:
+      output_dir: of the job.
+      stored: what its shards hold.
+      unfinished: whether something is left to score; if not, what a kill once left at the end of a shard is no news.
+    """
+    lines = [
+        f"warning: {one}; left out"
+        for one in stored.damage
+        if unfinished or one.fault is not shards.Fault.TORN
+    ]
     earlier = {_unit_name(count) for count in _earlier_counts(output_dir)}
     units = [one for one in run_files.read_plan(output_dir)["units"] if _unit_name(one) in earlier]
     if number := sum(not _scores(stored, one).complete for one in units):
@@ -323,19 +333,19 @@ def of_weights(found: Json, weights: str) -> Json | None:
 
 
 def predictions_of(output_dir: pathlib.Path) -> list[Prediction]:
-    """The lines of `predictions.jsonl`; none where the folder has no such file.
+    """The lines of `predictions.jsonl`; none where there is no file and the results are older than checksums.
 
     Raises:
-      UserError: it is damaged, or belongs to other results than `results.json`.
+      UserError: it is missing or damaged, or belongs to other results than `results.json`.
     """
     path = output_dir / PREDICTIONS
-    if not path.is_file():
+    expected = results_of(output_dir).get("predictions_crc32")
+    if expected is None and not path.is_file():
         return []
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    expected = results_of(output_dir).get("predictions_crc32")
     if expected not in (None, checksum(data)):
         raise UserError(
             f"{path}: {DAMAGED}, or it does not belong to {RESULTS}: run the evaluation again ({KEPT})"

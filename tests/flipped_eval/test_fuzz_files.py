@@ -14,6 +14,7 @@ import json
 import pathlib
 import random
 import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,10 +25,11 @@ import yaml
 
 from flipped_core.errors import UserError
 from flipped_core.files import to_json
-from flipped_core.sealed import CHECKSUM, checksum
+from flipped_core.sealed import CHECKSUM, checksum, read_sealed
 from flipped_eval import results, significance
 from flipped_eval.report import markdown, write_report
 from flipped_eval.report.content import collect
+from flipped_eval.run_files import FORMAT
 from mixtures import suites
 
 from .conftest import HashScorer, evaluate
@@ -113,9 +115,19 @@ def _containers(value: Any) -> Iterator[Any]:
 
 
 def mutated_json(draw: random.Random, data: bytes, sealed: bool) -> bytes:
-    """A file of one JSON object, or of one a line, mutated; sealed again in half of the trials."""
+    """A file of one JSON object, or of one a line, mutated; sealed again in many of the trials.
+
+    Bytes that change under a seal are refused, or say the same.
+    """
     if draw.randrange(2):
-        return mutated_bytes(draw, data)
+        mutated = mutated_bytes(draw, data)
+        if sealed:
+            try:
+                expected = {n: v for n, v in json.loads(data).items() if n != CHECKSUM}
+                assert sealed_value(mutated) == expected, "changed in silence"
+            except UserError:
+                pass
+        return mutated
     lines = [data] if sealed else data.splitlines()
     place = draw.randrange(len(lines))
     value = json.loads(lines[place])
@@ -127,6 +139,14 @@ def mutated_json(draw: random.Random, data: bytes, sealed: bool) -> bytes:
         value = value | {CHECKSUM: checksum(text.encode())}
     lines[place] = json.dumps(value, indent=1 if sealed else None, ensure_ascii=False).encode()
     return b"\n".join(lines)
+
+
+def sealed_value(data: bytes) -> Any:
+    """What `read_sealed` makes of a file's bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "x.json"
+        path.write_bytes(data)
+        return read_sealed(path, FORMAT)
 
 
 def mutated_yaml(draw: random.Random, text: str) -> bytes:
@@ -182,7 +202,8 @@ def test_mutated_files_of_an_evaluation(tmp_path, whole, small_vocab_path, name)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(whole, folder)
         draw = random.Random(seed)
-        mutated = mutated_json(draw, data, sealed=not name.endswith(".jsonl"))
+        sealed = name in ("results.json", "examples.json", "run.json", "plan.json")
+        mutated = mutated_json(draw, data, sealed)
         (folder / name).write_bytes(mutated)
         if name in ("run.json", "plan.json"):
             again = HashScorer()

@@ -8,6 +8,7 @@ import re
 import shutil
 
 import pytest
+from markdown_it import MarkdownIt
 
 from flipped_cli.report_command import report as report_command
 from flipped_core.errors import UserError
@@ -232,6 +233,9 @@ def test_text_from_outside_is_escaped_everywhere(tmp_path):
     assert "&lt;script&gt;alert" in text and "{{ 7917*7 }}" in text
     prose, *_ = (tmp_path / "report.md").read_text().split("## Configuration")
     assert "<script>" not in prose
+    blocks = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(prose)
+    kinds = {one.type for block in blocks for one in (block, *(block.children or ()))}
+    assert not kinds & {"html_inline", "html_block", "link_open", "image", "code_inline", "s_open"}
     for table in re.findall(r"(?:^\|.*\n)+", prose, flags=re.MULTILINE):
         lines = table.splitlines()
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1, lines

@@ -28,7 +28,7 @@ def made(folder: pathlib.Path) -> list[bytes]:
 
 
 @pytest.fixture
-def done(tmp_path, run_job, whole) -> pathlib.Path:
+def done(tmp_path, whole) -> pathlib.Path:
     """A copy of a finished evaluation with several chunks."""
     return pathlib.Path(shutil.copytree(whole, tmp_path / "done"))
 
@@ -255,14 +255,13 @@ def test_a_damaged_or_missing_request_or_plan_is_named(done, run_job, whole, nam
     assert again.pairs == 0 and made(done) == made(whole)
 
 
-def test_the_same_question_of_two_runs_is_scored_once(tmp_path, run_job):
+def test_the_same_question_of_two_runs_is_scored_once(tmp_path, small_vocab_path):
     """The key says nothing of the label, nor of how scores are ranked."""
     from flipped_eval import jobs
     from flipped_eval.planning import Request
 
-    vocabulary = run_job.__closure__[0].cell_contents
     scorer = HashScorer()
-    run = {"method": "direct", "vocab_path": vocabulary, "params": {"w": np.zeros((2, 2))}}
+    run = {"method": "direct", "vocab_path": small_vocab_path, "params": {"w": np.zeros((2, 2))}}
     runs = [jobs.Run(**run, label="sum"), jobs.Run(**run, label="mean", length_normalize=True)]
     request = Request(("super_glue/rte:MNLI crowdsource",), max_examples=4)
     jobs.evaluate(runs, request, str(tmp_path), scorer=lambda *_: scorer, resamples=10)
