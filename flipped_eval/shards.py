@@ -94,13 +94,12 @@ class UnitScores:
     @property
     def complete(self) -> bool:
         """Whether every record is there: the last one, and as many examples and choices as it says."""
-        return self.end is not None and (len(self.scores), self._choices()) == (
-            self.end.examples,
-            self.end.choices,
-        )
-
-    def _choices(self) -> int:
-        return sum(len(score.logprobs) for score in self.scores.values())
+        if self.end is None or len(self.scores) != self.end.examples:
+            return False
+        choices = [len(score.logprobs) for score in self.scores.values()]
+        if self.end.words is not None and set(choices) - {len(self.end.words)}:
+            return False
+        return sum(choices) == self.end.choices
 
 
 @dataclass
