@@ -9,6 +9,7 @@ import json
 import math
 import pathlib
 import zlib
+from collections.abc import Collection
 from typing import Any
 
 from flipped_core.errors import UserError
@@ -30,28 +31,30 @@ def write_sealed(path: pathlib.Path, value: Json) -> Json:
     return sealed
 
 
-def read_sealed(path: pathlib.Path, sealed_since: int) -> Json:
+def read_sealed(path: pathlib.Path, sealed_since: int, older: Collection[str]) -> Json:
     """The object that `write_sealed` wrote, without its checksum.
 
     Args:
       path: the file.
-      sealed_since: the first value of the object's `format` whose files have a checksum. A file without one must be
-        older, or have no `format`; its content cannot be verified.
+      sealed_since: the first value of the object's `format` whose files have a checksum.
+      older: the names in older files. One without a checksum must have just these, and an older `format` or none; its
+        content cannot be verified.
 
     Raises:
       UserError: the file cannot be read, is no JSON object, or holds something else than was written; names the file.
     """
     value = read_json_file(path)
     expected = value.pop(CHECKSUM, None)
+    if expected is None:
+        version = value.get("format", 0)
+        if set(value) == set(older) and type(version) is int and version < sealed_since:
+            return value
+        raise UserError(f"{path}: {DAMAGED}: it has no checksum, {CHECKSUM!r}")
     try:
         found = checksum(to_json(value).encode("utf-8"))
-    except ValueError as error:  # a number beyond float64, or half a character
+    except ValueError as error:
         raise UserError(f"{path}: {DAMAGED}: {error}") from error
-    version = value.get("format")
-    older = version is None or (
-        isinstance(version, int) and not isinstance(version, bool) and version < sealed_since
-    )
-    if expected != found and not (expected is None and older):
+    if expected != found:
         raise UserError(f"{path}: {DAMAGED}: its content does not match its checksum")
     return value
 

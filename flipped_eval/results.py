@@ -305,7 +305,7 @@ def results_of(source: str | os.PathLike[str] | Mapping[str, Any]) -> Json:
     else:
         path = pathlib.Path(source)
         path = path / RESULTS if path.is_dir() or not path.suffix else path
-        found, name = read_sealed(path, FORMAT), str(path)
+        found, name = read_sealed(path, FORMAT, records.Results.__annotations__), str(path)
     if found.get("format") not in READABLE:
         raise UserError(f"{name}: expected results of format {FORMAT}, got {found.get('format')!r}")
     records.check_results(checked(found, records.Results, name), name)  # type: ignore[arg-type]
@@ -373,6 +373,8 @@ def examples_of(output_dir: pathlib.Path, labels: Sequence[str]) -> Json:
     path = output_dir / EXAMPLES
     if not path.is_file():
         return {"shown": [], "worst": []}
-    found = checked(read_sealed(path, FORMAT), records.Examples, path)  # type: ignore[arg-type]
+    found = checked(
+        read_sealed(path, FORMAT, records.Examples.__annotations__), records.Examples, path
+    )  # type: ignore[arg-type]
     records.check_examples(found, labels, str(path))
     return cast(Json, found)

@@ -84,7 +84,7 @@ def read_run(output_dir: pathlib.Path) -> Json | None:
 def _read(path: pathlib.Path, kind: type, remedy: str) -> Json:
     """A sealed file with the types of `kind`; what is wrong with it is told with the remedy."""
     try:
-        return records.checked(read_sealed(path, FORMAT), kind, path)
+        return records.checked(read_sealed(path, FORMAT, kind.__annotations__), kind, path)
     except UserError as error:
         raise UserError(f"{error}; {remedy}") from error
 
