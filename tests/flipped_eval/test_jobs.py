@@ -456,7 +456,7 @@ def test_seen_suite_reads_rows_that_training_does_not():
     )
     assert len(tasks) == 131  # 132 templates train FLIPPED; app_reviews has one of them
     assert {task.dataset for task in suites.seen()} == {task.dataset for task in tasks}
-    with pytest.raises(UserError, match="TEMPLATES: expected 'original' or 'all', got 'some'"):
+    with pytest.raises(UserError, match="unknown templates 'some'"):
         suites.seen("some")
 
 
