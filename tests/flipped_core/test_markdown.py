@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -24,6 +24,7 @@ def inline(markdown: str) -> list[tuple[str, str]]:
     return [(child.type, child.content) for child in cell.children or ()]
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.one_of(st.sampled_from(SAMPLES), st.text("ab_*`|[]()<>&#~!:/.\\-+ \nhtpw", max_size=30)))
 def test_escaped_text_is_only_text(text):
     found = inline(escape(text))
@@ -35,6 +36,7 @@ def test_escaped_text_is_only_text(text):
     )
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.one_of(st.sampled_from(SAMPLES), st.text("ab`*<>[]\\ ", min_size=1, max_size=30)))
 def test_a_code_span_holds_its_text(text):
     [paragraph] = [token for token in PARSER.parse(code(text)) if token.type == "inline"]
