@@ -7,6 +7,7 @@ F feed-forward width, V vocabulary, L layers.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,8 +102,21 @@ class T5Config:
 
     @staticmethod
     def from_dict(fields: Mapping[str, Any]) -> T5Config:
-        """The inverse of `to_dict`; an unknown field is a `UserError`."""
+        """The inverse of `to_dict`; a field that is unknown, missing or of another type is a `UserError`.
+
+        Fields that have no effect on the parameters may be missing: older files do not have all of them.
+        """
         _refuse_unknown_fields(fields)
+        for name in STRUCTURE_FIELDS:
+            if name not in fields:
+                raise UserError(f"{name} is missing")
+        for field in dataclasses.fields(T5Config):
+            value = fields.get(field.name, field.default)
+            kinds = (int, float) if isinstance(field.default, float) else (type(field.default),)
+            if type(value) not in kinds or (isinstance(value, float) and not math.isfinite(value)):
+                raise UserError(
+                    f"{field.name}: expected {kinds[-1].__name__}, got {str(value)[:80]!r}"
+                )
         return T5Config(**fields)
 
 

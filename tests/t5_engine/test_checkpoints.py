@@ -132,7 +132,7 @@ def test_checksums_name_the_file_that_was_changed(save, tmp_path):
     largest.write_bytes(content)
     [line] = checksums.differences(folder)
     assert line.startswith(str(largest.relative_to(folder))) and "CRC-32" in line
-    assert checksums.differences(folder, contents=False) == []
+    assert checksums.differences(folder, read=()) == []
 
 
 def test_where_none_is_whole_one_line_says_why(save, tmp_path, capfd):

@@ -21,6 +21,7 @@ from t5_engine import (
     t5x_format,
     verification,
 )
+from t5_engine.checkpoint_metadata import read_metadata
 from t5_engine.config import T5Config
 from t5_engine.weights import OwnWeights, lazy_params, to_params
 from tests.t5_engine.stored import InMemory, assert_same
@@ -70,7 +71,7 @@ def test_our_checkpoint_is_one_that_training_reads(
     assert checkpoints.broken(checkpoints.find(step)) is None
     assert_same(checkpoints.load(step)[0], params)
     assert_same(to_params(OwnWeights(step)), params)
-    assert checkpoints.read_about(step)["optimizer"] == exchange.NO_OPTIMIZER
+    assert read_metadata(step).optimizer == exchange.NO_OPTIMIZER
 
 
 def test_leaves_are_read_only_when_they_are_used(config: T5Config, params: Any):
