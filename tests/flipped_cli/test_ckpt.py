@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from flipped_cli.main import main
 from flipped_tasks.tokens import Vocabulary
-from t5_engine import checkpoints, config, exchange, manifest
+from t5_engine import checkpoints, checksums, config, exchange, manifest
 from t5_engine.model import init_params
 
 
