@@ -37,8 +37,6 @@ _DELETED = ".deleted"
 
 # Why a folder is not a whole checkpoint, or None.
 Check = Callable[[epath.Path], str | None]
-# What Orbax, TensorStore and JAX raise for files that are not as they were written; running out of memory is none.
-_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError)
 
 # Orbax tells every step of its work at level INFO and warns about habits of its own.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -378,7 +376,9 @@ def _restore(folder: epath.Path, item: str, target: Any) -> Any:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(folder / item, target)
-    except _UNREADABLE as error:
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # Orbax raises bare exceptions around those of TensorStore
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"checkpoint {folder}: {item} cannot be read: {why[:300]}") from error
 

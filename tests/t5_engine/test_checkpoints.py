@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 
@@ -62,6 +63,128 @@ def break_short_file(folder):
         folder.rglob("params/**/*"), key=lambda path: path.stat().st_size * path.is_file()
     )
     os.truncate(largest, largest.stat().st_size // 2)
+
+
+def flip(file, at=0.5):
+    content = bytearray(file.read_bytes())
+    content[int(len(content) * at)] ^= 1
+    file.write_bytes(content)
+
+
+def arrays_of(folder):
+    """The files of the parameters' numbers, longest first."""
+    files = [path for path in folder.glob("params/**/d/*") if path.is_file()]
+    return sorted(files, key=lambda path: -path.stat().st_size)
+
+
+def break_a_bit(folder):
+    flip(arrays_of(folder)[0])
+
+
+def break_by_swapping(folder):
+    """Two files for each other, of one length."""
+    one, other = arrays_of(folder)[0], arrays_of(folder.parent / "2")[0]
+    assert one.stat().st_size == other.stat().st_size
+    one.write_bytes(other.read_bytes())
+
+
+def edit(folder, name, **fields):
+    """Other metadata, with checksums that fit them."""
+    file = folder / name / "metadata"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    checksums.write(folder)
+
+
+def write_checksums(folder, text):
+    (folder / checksums.FILE).write_bytes(text)
+
+
+DAMAGE = {
+    "a bit": (break_a_bit, "expected CRC-32"),
+    "swapped files": (break_by_swapping, "expected CRC-32"),
+    "no checksums": (lambda f: (f / checksums.FILE).unlink(), "has no checksums.json"),
+    "checksums cut": (lambda f: os.truncate(f / checksums.FILE, 99), "checksums.json cannot be"),
+    "checksums empty": (lambda f: write_checksums(f, b"{}"), "is not in checksums.json"),
+    "checksums a list": (lambda f: write_checksums(f, b"[]"), "expected a JSON object"),
+    "checksums mistyped": (lambda f: write_checksums(f, b'{"a": 1}'), "expected bytes and crc32"),
+    "checksums deep": (lambda f: write_checksums(f, b"[" * 10**5), "checksums.json cannot be read"),
+    "checksums no text": (lambda f: write_checksums(f, b"\xff\x00"), "checksums.json cannot be"),
+    "another step": (lambda f: edit(f, "about", step=2), "it was saved at step 2"),
+    "a step of text": (lambda f: edit(f, "about", step="3"), "step: expected a JSON integer"),
+    "a model of text": (lambda f: edit(f, "about", model="t5"), "model: expected a JSON object"),
+    "a size of text": (lambda f: edit(f, "about", model={"emb_dim": "4"}), "model: vocab_size is"),
+    "progress mistyped": (
+        lambda f: edit(f, "progress", batches=[3]),
+        "expected a number of batches",
+    ),
+    "a random key of text": (lambda f: edit(f, "progress", dropout_key="k"), "integers of 32 bits"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_one_is_named_and_the_one_before_it_used(save, tmp_path, capfd, kind):
+    save(1, 2, 3)
+    damaged = tmp_path / "checkpoints" / "3"
+    damage, reason = DAMAGE[kind]
+    damage(damaged)
+    capfd.readouterr()
+    store = checkpoints.Checkpoints(tmp_path)
+    assert store.resumable() == 2
+    store.close()
+    [line] = capfd.readouterr().err.splitlines()
+    assert f"{damaged} is not whole" in line and reason in line and "2 is used" in line
+    assert checkpoints.load(tmp_path)[2] == 2
+    with pytest.raises(UserError, match=f"{damaged} is not whole: .*{reason}"):
+        checkpoints.load(damaged)
+
+
+def test_the_check_of_every_byte_can_be_turned_off(save, tmp_path):
+    """Lengths and metadata are still checked then; a checkpoint without checksums opens."""
+    save(1, 2, 3)
+    newest = tmp_path / "checkpoints" / "3"
+    opt_state = max(newest.glob("opt_state/**/d/*"), key=lambda path: path.stat().st_size)
+    flip(opt_state)
+    assert checkpoints.find(tmp_path).name == "3"  # which is not read for the parameters
+    assert checkpoints.find(tmp_path, items=None).name == "2"
+    assert checkpoints.Checkpoints(tmp_path, verify=False).resumable() == 3
+    os.truncate(opt_state, 1)
+    assert checkpoints.find(tmp_path, verify=False).name == "2"
+    (newest / checksums.FILE).unlink()
+    assert checkpoints.find(tmp_path, verify=False).name == "3"
+    assert checkpoints.find(tmp_path).name == "2"
+
+
+def test_damage_is_out_of_the_way_of_later_saves(save, tmp_path, tiny, capfd):
+    """It does not count as one of those to keep, and is kept under another name when its step is saved again."""
+    save(1, 2, 3)
+    for step in "23":
+        break_a_bit(tmp_path / "checkpoints" / step)
+    store = checkpoints.Checkpoints(tmp_path, keep=1)
+    assert store.resumable() == store.newest == 1
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), abstract_params(tiny))
+    for step in (2, 3):
+        store.save(step, params, {"count": np.int32(step)}, tiny, "none")
+    store.close()
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["2.incomplete", "3", "3.incomplete"]
+    assert checkpoints.load(tmp_path)[2] == 3
+    assert capfd.readouterr().err.count("it is kept as") == 2
+
+
+def test_a_run_of_which_nothing_is_whole_is_not_started_again_by_itself(save, tmp_path, capfd):
+    save(1, 2)
+    for step in "12":
+        break_a_bit(tmp_path / "checkpoints" / step)
+    store = checkpoints.Checkpoints(tmp_path)
+    with pytest.raises(
+        UserError, match="2 is not whole .* 1 is not whole .*move them away"
+    ) as told:
+        store.resumable()
+    assert "\n" not in str(told.value)
+    for step in "12":  # a first save that did not end is no such run
+        break_marker(tmp_path / "checkpoints" / step)
+    assert store.resumable() is None
+    store.close()
+    assert capfd.readouterr().err.count("no older one is there") == 2
 
 
 def test_newest_are_kept_and_those_of_every_so_many_steps(save, tmp_path):

@@ -142,6 +142,35 @@ def test_a_manifest_tells_every_difference(tmp_path: pathlib.Path):
         manifest.problems(out)
 
 
+@pytest.mark.parametrize("layout", ["hf", "native", "orbax"])
+def test_what_is_read_is_compared_with_the_manifest(
+    tmp_path: pathlib.Path, config: T5Config, params: Any, layout: str
+):
+    """Only what is read: a card may be edited."""
+    out = tmp_path / "out"
+    with manifest.new_folder(out) as folder:
+        (folder / "README.md").write_text("card")
+        if layout == "hf":
+            huggingface_folder.write(InMemory(config, params), folder)
+        else:
+            t5x_format.write(InMemory(config, params, 3), folder, layout=layout)
+    (out / "README.md").write_text("edited")
+    assert_same(exchange.load(out)[0], params)
+    files = [path for path in out.rglob("*") if path.is_file() and path.parent.name != "state"]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    whole = largest.read_bytes()
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    largest.write_bytes(changed)
+    with pytest.raises(UserError, match=f"is not as it was written: .*{largest.name}"):
+        exchange.load(out)
+    exchange.open_checkpoint(out, verify=False)
+    largest.write_bytes(whole)
+    (out / manifest.FILE).write_text("[]")
+    with pytest.raises(UserError, match="manifest.json: expected a JSON object, got list"):
+        exchange.load(out)
+
+
 def test_a_number_that_is_not_finite_is_found(
     tmp_path: pathlib.Path, config: T5Config, params: Any
 ):
