@@ -144,12 +144,15 @@ def _differences(
     root: pathlib.Path, listed: Mapping[str, _Described], found: Sequence[str]
 ) -> list[str]:
     told = [f"{_shown(name)}: missing" for name in listed if name not in set(found)]
-    told += [f"{_shown(name)}: not in the manifest" for name in found if name not in listed]
-    names = [name for name in found if name in listed]
+
+    def compare(name: str) -> str | None:
+        return _difference(root / name, listed[name]) if name in listed else "not in the manifest"
+
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        got = pool.map(lambda name: _difference(root / name, listed[name]), names)
-        told += [f"{_shown(name)}: {why}" for name, why in zip(names, got, strict=True) if why]
-    return told
+        whys = pool.map(compare, found)
+        return told + [
+            f"{_shown(name)}: {why}" for name, why in zip(found, whys, strict=True) if why
+        ]
 
 
 def _difference(file: pathlib.Path, expected: _Described) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -29,20 +30,33 @@ def tiny():
     )
 
 
+def save_in(folder, config, steps, **policy):
+    store = checkpoints.Checkpoints(folder, **policy)
+    for step in steps:
+        params = jax.tree.map(
+            lambda leaf, step=step: np.full(leaf.shape, step, np.float32), abstract_params(config)
+        )
+        store.save(step, params, {"count": np.int32(step)}, config, "none", {"batches": step})
+    store.close()
+
+
 @pytest.fixture
 def save(tiny, tmp_path):
     """Saves steps, whose parameters are all equal to the step."""
+    return lambda *steps, **policy: save_in(tmp_path, tiny, steps, **policy)
 
-    def run(*steps, **policy):
-        store = checkpoints.Checkpoints(tmp_path, **policy)
-        for step in steps:
-            params = jax.tree.map(
-                lambda leaf, step=step: np.full(leaf.shape, step, np.float32), abstract_params(tiny)
-            )
-            store.save(step, params, {"count": np.int32(step)}, tiny, "none", {"batches": step})
-        store.close()
 
-    return run
+@pytest.fixture(scope="module")
+def saved(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    save_in(folder, tiny, (1, 2, 3))
+    return folder
+
+
+@pytest.fixture
+def steps(saved, tmp_path):
+    """The folder of steps 1, 2 and 3."""
+    return shutil.copytree(saved, tmp_path, dirs_exist_ok=True) / "checkpoints"
 
 
 def steps_in(folder):
@@ -122,9 +136,8 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_one_is_named_and_the_one_before_it_used(save, tmp_path, capfd, kind):
-    save(1, 2, 3)
-    damaged = tmp_path / "checkpoints" / "3"
+def test_a_damaged_one_is_named_and_the_one_before_it_used(steps, tmp_path, capfd, kind):
+    damaged = steps / "3"
     damage, reason = DAMAGE[kind]
     damage(damaged)
     capfd.readouterr()
@@ -138,10 +151,9 @@ def test_a_damaged_one_is_named_and_the_one_before_it_used(save, tmp_path, capfd
         checkpoints.load(damaged)
 
 
-def test_the_check_of_every_byte_can_be_turned_off(save, tmp_path):
+def test_the_check_of_every_byte_can_be_turned_off(steps, tmp_path):
     """Lengths and metadata are still checked then; a checkpoint without checksums opens."""
-    save(1, 2, 3)
-    newest = tmp_path / "checkpoints" / "3"
+    newest = steps / "3"
     opt_state = max(newest.glob("opt_state/**/d/*"), key=lambda path: path.stat().st_size)
     flip(opt_state)
     assert checkpoints.find(tmp_path).name == "3"  # which is not read for the parameters
@@ -154,11 +166,10 @@ def test_the_check_of_every_byte_can_be_turned_off(save, tmp_path):
     assert checkpoints.find(tmp_path).name == "2"
 
 
-def test_damage_is_out_of_the_way_of_later_saves(save, tmp_path, tiny, capfd):
+def test_damage_is_out_of_the_way_of_later_saves(steps, tmp_path, tiny, capfd):
     """It does not count as one of those to keep, and is kept under another name when its step is saved again."""
-    save(1, 2, 3)
     for step in "23":
-        break_a_bit(tmp_path / "checkpoints" / step)
+        break_a_bit(steps / step)
     store = checkpoints.Checkpoints(tmp_path, keep=1)
     assert store.resumable() == store.newest == 1
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), abstract_params(tiny))
@@ -170,18 +181,18 @@ def test_damage_is_out_of_the_way_of_later_saves(save, tmp_path, tiny, capfd):
     assert capfd.readouterr().err.count("it is kept as") == 2
 
 
-def test_a_run_of_which_nothing_is_whole_is_not_started_again_by_itself(save, tmp_path, capfd):
-    save(1, 2)
+def test_a_run_of_which_nothing_is_whole_is_not_started_again_by_itself(steps, tmp_path, capfd):
+    shutil.rmtree(steps / "3")
     for step in "12":
-        break_a_bit(tmp_path / "checkpoints" / step)
+        break_a_bit(steps / step)
     store = checkpoints.Checkpoints(tmp_path)
     with pytest.raises(
-        UserError, match="2 is not whole .* 1 is not whole .*move them away"
+        UserError, match="2 is not whole .*/1 is not whole .*move them away"
     ) as told:
         store.resumable()
     assert "\n" not in str(told.value)
     for step in "12":  # a first save that did not end is no such run
-        break_marker(tmp_path / "checkpoints" / step)
+        break_marker(steps / step)
     assert store.resumable() is None
     store.close()
     assert capfd.readouterr().err.count("no older one is there") == 2

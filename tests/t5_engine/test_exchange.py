@@ -156,7 +156,7 @@ def test_what_is_read_is_compared_with_the_manifest(
             t5x_format.write(InMemory(config, params, 3), folder, layout=layout)
     (out / "README.md").write_text("edited")
     assert_same(exchange.load(out)[0], params)
-    files = [path for path in out.rglob("*") if path.is_file() and path.parent.name != "state"]
+    files = [path for path in out.rglob("*") if path.is_file() and path.name != manifest.FILE]
     largest = max(files, key=lambda path: path.stat().st_size)
     whole = largest.read_bytes()
     changed = bytearray(whole)
