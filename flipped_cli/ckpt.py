@@ -255,6 +255,10 @@ def _vocabulary(given: str | None, source: str, config: T5Config) -> pathlib.Pat
     path = pathlib.Path(given) if given else _beside(source, VOCABULARY)
     if path is None:
         return None
+    if not given:
+        from t5_engine import manifest
+
+        manifest.refuse_damaged(path.parent, (VOCABULARY,))
     from flipped_tasks.tokens import Vocabulary
 
     rows = Vocabulary.from_file(path).size
