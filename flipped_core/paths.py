@@ -43,6 +43,12 @@ def is_bucket(path: epath.PathLike) -> bool:
     return os.fspath(path).startswith(BUCKET_PREFIX)
 
 
+def has_scheme(path: epath.PathLike) -> bool:
+    """Whether a path begins with a scheme, such as `gs://`, written with one slash too, as `pathlib` leaves it."""
+    text = os.fspath(path)
+    return "://" in text or bool(_SCHEME.match(text))
+
+
 def to_path(value: epath.PathLike, field: str = "path") -> epath.Path:
     """The absolute path that a user means, with `~` expanded.
 
@@ -54,7 +60,7 @@ def to_path(value: epath.PathLike, field: str = "path") -> epath.Path:
       UserError: another scheme, a malformed bucket name, or the packages for buckets are missing.
     """
     text = os.fspath(value)
-    if not _SCHEME.match(text) and "://" not in text:
+    if not has_scheme(text):
         return epath.Path(text).expanduser().absolute()
     bucket, _, name = text.removeprefix(BUCKET_PREFIX).partition("/")
     if not is_bucket(text):

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import logging
-import pathlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from flipped_core.errors import UserError, unknown
 from flipped_core.files import Json
+from flipped_core.paths import has_scheme, to_path
 from flipped_eval import estimate, keys, planning, results, run_files, shards
 from flipped_eval.planning import Model, Plan, Request
 from flipped_eval.scoring import Announce, Job, Progress, Scorer
@@ -111,7 +112,7 @@ def evaluate(
     models = [_model(run, *weights.described(run)) for run in runs]
     plan = planning.make_plan(tasks, models, request)
     processes.refuse_differences(_hashes(models, plan))
-    folder = pathlib.Path(output_dir)
+    folder = to_path(output_dir, "output_dir")
     described = _describe(request), [model.describe() for model in models]
 
     def look() -> tuple[Json, bool]:
@@ -159,8 +160,8 @@ def _places(runs: Sequence[Run]) -> dict[str, str]:
     """label -> where the weights were read."""
     return {
         run.label: run.checkpoint
-        if "://" in run.checkpoint
-        else str(pathlib.Path(run.checkpoint).absolute())
+        if has_scheme(run.checkpoint)
+        else os.fspath(to_path(run.checkpoint))
         for run in runs
         if run.checkpoint
     }
