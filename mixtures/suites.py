@@ -11,10 +11,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
+from flipped_core import bounded
 from flipped_core.errors import UserError, unknown
-from flipped_tasks import bigbench, promptsource
+from flipped_tasks import bigbench, promptsource, safe_yaml
 from flipped_tasks.datasets import check_template, get_dataset, template_names, usable_templates
 from flipped_tasks.rendering import Rendered
 from mixtures import catalog as _catalog  # noqa: F401  (fills the registry of datasets)
@@ -133,12 +132,7 @@ def load_label_sets(path: str | pathlib.Path | None = None) -> list[LabelSets]:
         words than the template has.
     """
     file = pathlib.Path(path) if path is not None else LABEL_SETS_FILE
-    try:
-        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read label sets: {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not safe YAML: {' '.join(str(error).split())}") from error
+    entries = safe_yaml.load(bounded.read_text(file), f"label sets {file}")
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{file}: expected a list of entries, got {type(entries).__name__}")
     return [
