@@ -86,15 +86,25 @@ def check_ratio(path: pathlib.Path, out: int, size: int) -> None:
 
 
 def gunzip(path: pathlib.Path, most: int = MAX_TEXT) -> bytes:
-    """The contents of a gzip file. Raises `UserError` where it is damaged or holds more than `most` bytes."""
+    """The contents of a gzip file.
+
+    Raises:
+      UserError: it is damaged, holds more than `most` bytes, or more than is in proportion; see `check_ratio`.
+    """
+    data = bytearray()
     try:
+        size = path.stat().st_size
         with gzip.open(path, "rb") as file:
-            data = file.read(most + 1)
+            while block := file.read(1 << 20):
+                data += block
+                check_ratio(path, len(data), size)
+                if len(data) > most:
+                    raise UserError(
+                        f"{path}: expected at most {most:,} bytes to come out of it, got more"
+                    )
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path}: {error}") from error
-    if len(data) > most:
-        raise UserError(f"{path}: expected at most {most:,} bytes to come out of it, got more")
-    return data
+    return bytes(data)
 
 
 def read_lines(file: IO[bytes], name: str, most: int) -> Iterator[bytes]:

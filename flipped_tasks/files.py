@@ -86,11 +86,12 @@ def read_file(path: pathlib.Path, columns: Mapping[str, Any]) -> Iterator[bytes]
 
 
 def _read_json_lines(path: pathlib.Path, columns: Mapping[str, Any]) -> Iterator[bytes]:
-    number = 0
+    number = rows = 0
     try:
         for number, line in enumerate(open_lines(path), start=1):
             if line.strip():
-                yield read_line(line, columns, f"{path}, line {number}")
+                rows += 1
+                yield read_line(line, columns, f"{path}, line {number}", f"{path}, row {rows}")
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path} after line {number}: {error}") from error
 

@@ -122,8 +122,11 @@ def _text(entry: dict[str, Any], field: str, where: str) -> str:
     value = entry.get(field)
     if not isinstance(value, str):
         like = " such as 'no ||| yes'" if field == "answer_choices" else ""
-        got = repr(value) if field in entry else "none"
-        raise UserError(f"{where}: {field}: expected a text{like}, got {got}")
+        if field not in entry:
+            raise UserError(
+                f"{where}: expected promptsource's fields, {field!r} among them; it is missing"
+            )
+        raise UserError(f"{where}: {field}: expected a text{like}, got {value!r}")
     return value
 
 

@@ -47,29 +47,29 @@ def check_columns(columns: Mapping[str, Any], where: str) -> None:
             )
 
 
-def read_line(line: bytes, columns: Mapping[str, Any], where: str) -> bytes:
+def read_line(line: bytes, columns: Mapping[str, Any], where: str, row_where: str = "") -> bytes:
     """A line of JSON Lines as the JSON bytes of its row; the very bytes, where nothing in them has to change.
 
     Args:
       line: in UTF-8, with or without a byte order mark.
       columns: column → type, see `fit_columns`.
-      where: names the line in errors.
+      where: names the line in errors; `row_where` the row, where the line is good and a value is not its column's.
 
     Raises:
       UserError: it is no JSON object, holds what a row may not, or a value is not of its column's type.
     """
     line = line.removeprefix(_BOM).strip()
     row, same = _parse(line, where)
-    same &= not fit_columns(row, columns, where)
+    same &= not fit_columns(row, columns, row_where or where)
     return line if same else orjson.dumps(row)
 
 
 def parse_row(line: bytes, where: str) -> Row:
     """A row from JSON in UTF-8, with or without a byte order mark; see `read_line`."""
-    return _parse(line.removeprefix(_BOM).strip(), where)[0]
+    return _parse(line.removeprefix(_BOM).strip(), where, "a JSON object")[0]
 
 
-def _parse(line: bytes, where: str) -> tuple[Row, bool]:
+def _parse(line: bytes, where: str, what: str = "an object") -> tuple[Row, bool]:
     """The row, and whether its bytes say the same to any parser."""
     if len(line) > MAX_ROW_BYTES:
         raise UserError(
@@ -81,7 +81,7 @@ def _parse(line: bytes, where: str) -> tuple[Row, bool]:
             return row, True
     except (orjson.JSONDecodeError, _Unlike):
         pass
-    return clean_row(_parse_exactly(line, where), where), False
+    return clean_row(_parse_exactly(line, where), where, what), False
 
 
 def _keys(value: Any, depth: int) -> int:
@@ -117,8 +117,6 @@ def _parse_exactly(line: bytes, where: str) -> Any:
         raise UserError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
         raise UserError(f"{where}: expected lists at most {MAX_DEPTH} deep, got more") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: expected an object, got {type(row).__name__}")
     return row
 
 
@@ -135,19 +133,19 @@ def _unique(pairs: list[tuple[str, Any]], where: str) -> Row:
     return row
 
 
-def clean_row(row: Any, where: str) -> Row:
+def clean_row(row: Any, where: str, what: str = "a dict of columns") -> Row:
     """A row of a program, of Parquet or of a parser as plain values, which JSON can hold exactly.
 
     Args:
       row: column → value. NaN is null, as pandas means it; dates become ISO 8601 text; tuples and arrays lists;
         NumPy's numbers Python's; whole `Decimal`s whole numbers; bytes the text that they are in UTF-8.
-      where: names the row in errors.
+      where: names the row in errors; `what` says what was expected.
 
     Raises:
       UserError: it is no dict, or a value has no such form; names the column.
     """
     if not isinstance(row, Mapping):
-        raise UserError(f"{where}: expected a dict of columns, got {type(row).__name__}")
+        raise UserError(f"{where}: expected {what}, got {type(row).__name__}")
     found = _clean(row, where, (), 1)
     if _size(found) > MAX_ROW_BYTES:
         raise UserError(f"{where}: expected a row of at most {MAX_ROW_BYTES >> 20} MiB, got more")

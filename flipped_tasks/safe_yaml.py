@@ -65,14 +65,12 @@ def load(text: str, where: str) -> Any:
         _check_size(text, where)
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise UserError(
-            f"{where} cannot be read as safe YAML: {' '.join(str(error).split())}"
-        ) from error
+        raise UserError(f"{where}: not safe YAML: {' '.join(str(error).split())}") from error
     except UserError:
         raise
     except (ValueError, TypeError, OverflowError, RecursionError, AttributeError) as error:
         # Such as the date 2001-99-99, a number of 5,000 digits, `!!int x` or `<<: [a]`.
-        raise UserError(f"{where} cannot be read as safe YAML: {error}") from error
+        raise UserError(f"{where}: not safe YAML: {error}") from error
 
 
 def _check_size(text: str, where: str) -> None:

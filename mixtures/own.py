@@ -146,10 +146,11 @@ def _templates(
             raise UserError(f"dataset {dataset!r}: no template of {templates!r} has choices")
     elif isinstance(templates, str | pathlib.Path):
         path = pathlib.Path(templates).expanduser()
-        try:
-            text = bounded.read_text(path)
-        except UserError as error:
-            raise UserError(f"dataset {dataset!r}: templates: {error}") from error
+        if not path.is_file():
+            raise UserError(
+                f"dataset {dataset!r}: templates: cannot read {str(path)!r}: no such file"
+            )
+        text = bounded.read_text(path)
         specs = list(promptsource.parse_templates(text, dataset).values())
     elif isinstance(templates, list | tuple):
         specs = [_spec(dataset, template) for template in templates]
