@@ -16,6 +16,18 @@ class UserError(ValueError):
     """
 
 
+def shown(value: object, most: int = 80) -> str:
+    """`value` as an error shows it: at most so many characters, whatever it holds."""
+    try:
+        text = repr(value)
+    except (
+        ValueError,
+        RecursionError,
+    ):  # a whole number of more than 4,300 digits, a list that holds itself
+        return type(value).__name__
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def nearest(got: str, known: Iterable[str], most: int = 3) -> list[str]:
     """The names in `known` that are most like `got`, best first, at most `most` of them.
 

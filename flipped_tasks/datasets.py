@@ -11,12 +11,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from flipped_core.errors import UserError, unknown
+from flipped_core.errors import UserError, shown, unknown
 from flipped_tasks import promptsource
 from flipped_tasks.methods import METHODS
 from flipped_tasks.rendering import Dropped
 
 UNLABELLED = Dropped("unlabelled")
+_MOST_SHOWN = 20  # labels in an error
 
 
 class Rows(Protocol):
@@ -97,10 +98,11 @@ class DatasetSpec:
         if allowed is None and _means_none(label):
             return UNLABELLED
         if allowed is not None and label not in allowed:
-            shown = ", ".join(repr(value) for value in allowed)
+            known = ", ".join(shown(value) for value in allowed[:_MOST_SHOWN])
+            more = f", … ({len(allowed)} in all)" if len(allowed) > _MOST_SHOWN else ""
             raise UserError(
-                f"{self._where(number)}: column {self.label_column!r}: expected one of {shown}, "
-                f"got {row[self.label_column]!r}"
+                f"{self._where(number)}: column {self.label_column!r}: expected one of {known}{more}, "
+                f"got {shown(row[self.label_column])}"
             )
         return None
 

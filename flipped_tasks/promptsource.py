@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flipped_core import bounded
-from flipped_core.errors import UserError, unknown
+from flipped_core.errors import UserError, shown, unknown
 from flipped_tasks import safe_yaml
 
 _INSTALL = "pip install --no-deps --ignore-requires-python promptsource==0.2.3"
@@ -83,27 +83,27 @@ def parse_templates(text: str, dataset: str) -> dict[str, TemplateSpec]:
         spec = _spec(dataset, entry, key)
         if spec.name in found:
             raise UserError(
-                f"template {spec.name!r} of {dataset}: expected each name once, got it twice"
+                f"template {shown(spec.name)} of {dataset}: expected each name once, got it twice"
             )
         found[spec.name] = spec
     return dict(sorted(found.items()))
 
 
 def _spec(dataset: str, entry: Any, key: Any) -> TemplateSpec:
-    where = f"template {key!r} of {dataset}"
+    where = f"template {shown(key)} of {dataset}"
     if not isinstance(entry, dict):
-        raise UserError(f"{where}: expected promptsource's fields, got {entry!r}")
+        raise UserError(f"{where}: expected promptsource's fields, got {shown(entry)}")
     name = _text(entry, "name", where)
-    where = f"template {name!r} of {dataset}"
+    where = f"template {shown(name)} of {dataset}"
     metadata = entry.get("metadata")
     if not isinstance(metadata, dict | None):
-        raise UserError(f"{where}: metadata: expected a mapping, got {metadata!r}")
+        raise UserError(f"{where}: metadata: expected a mapping, got {shown(metadata)}")
     metadata = metadata or {}
     metrics = metadata.get("metrics")
     if metrics is None:
         metrics = []
     if not isinstance(metrics, list) or not all(isinstance(one, str) for one in metrics):
-        raise UserError(f"{where}: metrics: expected a list of texts, got {metrics!r}")
+        raise UserError(f"{where}: metrics: expected a list of texts, got {shown(metrics)}")
     return TemplateSpec(
         dataset=dataset,
         name=name,
@@ -126,14 +126,14 @@ def _text(entry: dict[str, Any], field: str, where: str) -> str:
             raise UserError(
                 f"{where}: expected promptsource's fields, {field!r} among them; it is missing"
             )
-        raise UserError(f"{where}: {field}: expected a text{like}, got {value!r}")
+        raise UserError(f"{where}: {field}: expected a text{like}, got {shown(value)}")
     return value
 
 
 def _flag(metadata: dict[str, Any], field: str, where: str) -> bool | None:
     value = metadata.get(field)
     if not isinstance(value, bool | None):
-        raise UserError(f"{where}: {field}: expected true or false, got {value!r}")
+        raise UserError(f"{where}: {field}: expected true or false, got {shown(value)}")
     return value
 
 

@@ -21,7 +21,7 @@ from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes, pass_con
 from jinja2.runtime import Context
 from jinja2.sandbox import SecurityError
 
-from flipped_core.errors import UserError, nearest
+from flipped_core.errors import UserError, nearest, shown
 from flipped_tasks import sandbox
 from flipped_tasks.promptsource import TemplateSpec
 from flipped_tasks.spans import MARK_FILTER, Instance, Kind, Segment, TaintAnalysis, merge, runs
@@ -134,7 +134,7 @@ class CompiledTemplate:
 
     def __init__(self, spec: TemplateSpec) -> None:
         self.spec = spec
-        self._where = f"template {spec.name!r} of {spec.dataset}"
+        self._where = f"template {shown(spec.name)} of {spec.dataset}"
         for text in (spec.jinja, spec.answer_choices or ""):
             if len(text) > sandbox.MAX_SOURCE:
                 raise UserError(

@@ -31,9 +31,9 @@ from jinja2.visitor import NodeTransformer
 
 METER = "render meter"  # has a space: no template can name it
 MAX_SOURCE = 1 << 16  # characters of a template
-MAX_VALUE = 1 << 22  # size of one value: characters and items, those of items included
-MAX_WORK = 1 << 25  # sizes of all values that a render makes
-MAX_OUTPUT = 1 << 22  # characters of prompt and target
+MAX_VALUE = 1 << 21  # size of one value: characters and items, those of items included
+MAX_WORK = 1 << 24  # sizes of all values that a render makes
+MAX_OUTPUT = 1 << 21  # characters of prompt and target
 MAX_CHOICES = 10_000
 MAX_TURNS = 100_000  # of all loops of a render
 MAX_SECONDS = 5.0  # of CPU time

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flipped_core import bounded
-from flipped_core.errors import UserError, nearest
+from flipped_core.errors import UserError, nearest, shown
 from flipped_tasks import promptsource
 from flipped_tasks.datasets import (
     DatasetSpec,
@@ -179,11 +179,13 @@ def _templates(
 
 def _spec(dataset: str, template: Template) -> TemplateSpec:
     if not isinstance(template, Template):
-        raise UserError(f"dataset {dataset!r}: templates: expected Template(…), got {template!r}")
+        raise UserError(
+            f"dataset {dataset!r}: templates: expected Template(…), got {shown(template)}"
+        )
     where = f"template {template.name!r} of {dataset}"
     for field in ("name", "prompt", "target"):
         if not isinstance(value := getattr(template, field), str):
-            raise UserError(f"{where}: {field}: expected a text, got {value!r}")
+            raise UserError(f"{where}: {field}: expected a text, got {shown(value)}")
     choices = template.choices
     if not isinstance(choices, str):
         plain = isinstance(choices, list | tuple)
@@ -191,7 +193,7 @@ def _spec(dataset: str, template: Template) -> TemplateSpec:
             not isinstance(text, str) or "|||" in text or "{{" in text for text in choices
         ):
             raise UserError(
-                f"{where}: choices: expected plain texts such as ('no', 'yes') or one Jinja text, got {choices!r}"
+                f"{where}: choices: expected plain texts such as ('no', 'yes') or one Jinja text, got {shown(choices)}"
             )
         choices = " ||| ".join(choices)
     return TemplateSpec(
@@ -214,7 +216,7 @@ def _check_fixed_choices(spec: TemplateSpec, where: str) -> None:
     choices = [choice.strip() for choice in spec.answer_choices.split("|||")]
     if len(choices) < 2 or not all(choices) or len(set(choices)) < len(choices):
         raise UserError(
-            f"{where}: choices: expected at least two, none empty and no two alike, got {choices!r}"
+            f"{where}: choices: expected at least two, none empty and no two alike, got {shown(choices)}"
         )
 
 
