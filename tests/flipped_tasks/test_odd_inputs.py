@@ -7,9 +7,11 @@ Each test prints its seed and what became of its inputs.
 
 import collections
 import contextlib
+import csv
 import datetime
 import decimal
 import gzip
+import io
 import json
 import os
 import random
@@ -26,7 +28,7 @@ from click.testing import CliRunner
 from flipped_cli.main import main
 from flipped_core.errors import UserError
 from flipped_tasks import promptsource, safe_yaml
-from flipped_tasks.datasets import forget_dataset, get_dataset
+from flipped_tasks.datasets import get_dataset
 from flipped_tasks.lint import lint_template
 from flipped_tasks.promptsource import TemplateSpec
 from flipped_tasks.rendering import compile_template, template_rng
@@ -47,6 +49,7 @@ TEMPLATES = (
     Template("if", "{% if label == 1 %}a{% else %}b{% endif %} {{text}}", "{{label}}", "0|||1"),
 )
 
+# ruff: noqa: E501 - the tables of values
 VALUES = (
     None, True, False, 0, 1, -1, 2, 0.0, 1.0, -1.0, 0.5, float("nan"), float("inf"), 1e308, -(2**63), 2**63, 2**64,
     10**400, "", " ", "a", "a|||b", "|||", "1", "-1", "0.0", "1\n", "NaN", "null", "\ud83d", "\ude00x", "\u2028", "\x85", "\r",
@@ -126,8 +129,12 @@ def written(rng, folder, kind, rows):
             return {"train": rows}
         data = path.read_bytes()
     elif kind == "csv":
-        cells = [[str(cell) for cell in row.values()] for row in rows]
-        text = "\n".join(",".join(line) for line in [list(rows[0]), *cells])
+        table = io.StringIO()
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(table, names, restval="", lineterminator=rng.choice(("\n", "\r\n")))
+        writer.writeheader()
+        writer.writerows(rows)
+        text = table.getvalue()
         data = text.encode("utf-8", "surrogatepass")
     else:
         end = rng.choice(("\n", "\r\n", "\n\n", "\r"))
@@ -201,7 +208,7 @@ def test_rows_of_the_catalogs_datasets(tmp_path):
     rng = random.Random(SEED + 1)
     tally = Tally("rows of the catalog's datasets in files")
     names = [*catalog.TRAINING, *catalog.EVALUATION]
-    good = {name: None for name in names}
+    good = dict.fromkeys(names)
     for case in range(COUNT):
         name = rng.choice(names)
         split = next(iter(get_dataset(name).splits))
@@ -404,4 +411,3 @@ def test_commands_on_odd_rows(tmp_path, small_vocab_path):
 
             tally.run(f"case {case}: {command}", action)
     tally.check()
-    forget_dataset("odd")
