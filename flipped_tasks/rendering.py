@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import random
 from collections import Counter
@@ -30,6 +31,7 @@ _SEPARATOR = "|||"
 _PIPE_PROTECTOR = "3ed2dface8203c4c9dfb1a5dc58e41e0"  # promptsource's; truncation can cut it
 _TRUNCATE = " | string | truncate(2048) }}"
 _RNG = "random generator"  # has a space: no template can name it
+_PIECES_AT_ONCE = 32  # between two looks at what a template has written
 _DRAWING_FILTERS = frozenset({"choice", "random"})
 _COMPILE_ERRORS = (RecursionError, MemoryError, SyntaxError, ValueError, OverflowError)
 
@@ -158,6 +160,7 @@ class CompiledTemplate:
         text = spec.jinja.replace("}}", _TRUNCATE)
         tree = self._parse(text)
         self.draws = _draws(tree)
+        self._loops = tree.find(nodes.For) is not None
         body = self._analyse(tree, choices is not None and not self.choices_fixed)
         self._body = self._compile(body.mark())
         analyses = [analysis for analysis in (body, choices) if analysis is not None]
@@ -255,12 +258,14 @@ class CompiledTemplate:
     ) -> tuple[list[str], tuple[str, ...] | None]:
         values = self._values(row, _escape_text if to_the_letter else _escape)
         values[_RNG] = rng
-        values[sandbox.METER] = sandbox.Meter(from_end=to_the_letter)
+        values[sandbox.METER] = meter = sandbox.Meter()
+        if to_the_letter:
+            meter.from_end = True
         try:
             choices = self._constant_choices or self._render_choices(values)
             shown = choices if to_the_letter else _escape_choices(choices)
             values["answer_choices"] = None if shown is None else list(shown)
-            return _pieces(self._body, values), choices
+            return _pieces(self._body, values, self._loops), choices
         except SecurityError as error:
             raise self._refused(error) from error
         except MemoryError as error:
@@ -272,6 +277,8 @@ class CompiledTemplate:
     def _join(self, pieces: Sequence[str]) -> str:
         """The pieces as one text. Raises `UserError` where a template writes half a character, such as '\\ud800'."""
         text = "".join(pieces)
+        if len(text) > sandbox.MAX_OUTPUT:
+            raise UserError(f"{self._where}: it writes more than {sandbox.MAX_OUTPUT:,} characters")
         if not text.isascii():
             try:
                 text.encode()
@@ -304,19 +311,24 @@ class CompiledTemplate:
     def _render_choices(self, values: Mapping[str, Any]) -> tuple[str, ...] | None:
         if self._choices is None:
             return None
-        options = self._join(_pieces(self._choices, values)).split(_SEPARATOR, sandbox.MAX_CHOICES)
+        options = self._join(_pieces(self._choices, values, loops=True)).split(
+            _SEPARATOR, sandbox.MAX_CHOICES
+        )
         if len(options) > sandbox.MAX_CHOICES:
             raise sandbox.OverLimit(f"expected at most {sandbox.MAX_CHOICES:,} choices, got more")
         return tuple(_unescape(option.strip()) for option in options)
 
 
-def _pieces(template: Template, values: Mapping[str, Any]) -> list[str]:
-    """What a template writes, piece by piece."""
-    pieces = []
+def _pieces(template: Template, values: Mapping[str, Any], loops: bool) -> list[str]:
+    """What a template writes, piece by piece; one without loops writes few, so that `_join` can look at their size."""
+    written = template.root_render_func(_context(template, values))
+    if not loops:
+        return list(written)
+    pieces: list[str] = []
     size = 0
-    for piece in template.root_render_func(_context(template, values)):
-        pieces.append(piece)
-        size += len(piece)
+    while part := list(itertools.islice(written, _PIECES_AT_ONCE)):
+        pieces += part
+        size += sum(map(len, part))
         if size > sandbox.MAX_OUTPUT:
             raise sandbox.OverLimit(f"it writes more than {sandbox.MAX_OUTPUT:,} characters")
     return pieces
@@ -370,7 +382,10 @@ def _has_separator(value: Any) -> bool:
     if isinstance(value, str):
         return _SEPARATOR in value
     if isinstance(value, list):
-        return any(map(_has_separator, value))
+        try:
+            return _SEPARATOR in "\n".join(value)  # nearly all lists are of texts
+        except TypeError:
+            return any(map(_has_separator, value))
     if isinstance(value, Mapping):
         return any(map(_has_separator, value)) or any(map(_has_separator, value.values()))
     return False

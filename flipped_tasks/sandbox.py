@@ -43,6 +43,7 @@ _SLOW_INPUT = 100_000  # characters for what takes more than linear time
 _NEEDLE = 1_000  # characters of what is looked for from the right, or stripped
 _MAX_BITS = 1 << 14  # of a whole number: Python prints no more than 4,300 digits
 _CHECK_EVERY = 256
+_SMALL = 4_096  # characters of a text that is not counted: only lists and loops can gather many, which are
 
 _LOOP, _CONCAT, _MEASURE, _ITEM = "loop turns", "joined text", "measured value", "item at"
 _NUMBERS = re.compile(r"\d+")
@@ -60,12 +61,9 @@ class Meter:
       from_end: a computed index below 0 counts from the end, as Python's do.
     """
 
-    __slots__ = ("from_end", "_turns", "_work", "_ticks", "_ends")
-
-    def __init__(self, from_end: bool = False) -> None:
-        self.from_end = from_end
-        self._turns, self._work, self._ticks = MAX_TURNS, MAX_WORK, 0
-        self._ends = 0.0
+    # Defaults of the class: most renders of the thousands a second change none of them.
+    from_end = False
+    _turns, _work, _ticks, _ends = MAX_TURNS, MAX_WORK, 0, 0.0
 
     def turns(self, items: Any) -> Iterable[Any]:
         """`items`, each counted as a turn of a loop."""
@@ -159,6 +157,10 @@ def weigh(value: Any) -> int:
     return size
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 def _parts(value: Any) -> Iterable[Any]:
     return itertools.chain.from_iterable(value.items()) if isinstance(value, dict) else value
 
@@ -249,7 +251,10 @@ def _check_replace(text: Any, old: Any = "", new: Any = "", *_: Any) -> None:
 
 
 def _check_join(separator: Any, items: Any = (), *_: Any) -> None:
-    if isinstance(items, list | tuple | dict | str):
+    if type(items) is list:
+        size = sum(map(len, items)) if all(map(_is_text, items)) else weigh(items)
+        _check_size(size + len(items) * len(separator))
+    elif isinstance(items, tuple | dict | str):
         _check_size(weigh(items) + len(items) * len(separator))
 
 
@@ -289,6 +294,9 @@ _METHODS: Mapping[str, Callable[..., None]] = {
 }
 
 
+_CHECKED = (str, bytes, int)
+
+
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
     """The environment of all templates; see the module. Render with a `Meter` under the name `METER`."""
 
@@ -311,10 +319,15 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
         owner = getattr(__obj, "__self__", None)
-        if isinstance(owner, str | bytes | int):
+        if isinstance(owner, _CHECKED):
             check = _METHODS.get(__obj.__name__)
             if check is not None:
                 check(owner, *args, *kwargs.values())
+            if type(__obj) is BuiltinMethodType and type(owner) is str:
+                value = __obj(*args, **kwargs)  # as Jinja would, which looks at it longer
+                # `text.lower()` and `text.split()` make no more than a few times of what is there.
+                small = check is None and len(owner) < _SMALL
+                return value if small else _made(__context, value)
         return _made(__context, super().call(__context, __obj, *args, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -347,6 +360,8 @@ def _zip(*sequences: Iterable[Any]) -> list[tuple[Any, ...]]:
 
 
 def _made(context: Context, value: Any) -> Any:
+    if isinstance(value, str) and len(value) < _SMALL:
+        return value
     if isinstance(value, str | bytes | list | tuple | dict):
         return context.parent[METER].made(value)
     return value
@@ -359,6 +374,8 @@ def _loop(context: Context, items: Any) -> Iterable[Any]:
 
 @pass_context
 def _measure(context: Context, value: Any) -> Any:
+    if type(value) is list and all(map(_is_text, value)) and sum(map(len, value)) < _SMALL:
+        return value  # no list in a list, and little text
     return context.parent[METER].made(value)
 
 
@@ -374,6 +391,8 @@ def _item_at(context: Context, value: Any, place: Any) -> Any:
 
     A label of −1 means that there is none; Python's rule would silently make it the last choice.
     """
+    if type(place) is int and type(value) is list and 0 <= place < len(value):
+        return value[place]
     if isinstance(place, int) and place < 0 and isinstance(value, list | tuple | str):
         if context.parent[METER].from_end:
             return context.environment.getitem(value, place)

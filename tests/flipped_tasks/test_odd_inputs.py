@@ -7,6 +7,7 @@ Each test prints its seed and what became of its inputs.
 
 import collections
 import contextlib
+import copy
 import csv
 import datetime
 import decimal
@@ -93,7 +94,7 @@ class Tally:
         except UserError as error:
             outcome = "refused"
             if len(str(error)) > 2000 or not str(error).strip():
-                self.failures.append(f"{shown}: a message of {len(str(error))} characters")
+                self.failures.append(f"{shown}: {len(str(error))} characters: {str(error)[:200]}")
         except BaseException:
             outcome = "failed"
             self.failures.append(f"{shown}: {traceback.format_exc(limit=-3)}")
@@ -220,7 +221,7 @@ def test_rows_of_the_catalogs_datasets(tmp_path):
             while rng.random() < 0.5:
                 below = [v for v in inside.values() if isinstance(v, dict)]
                 inside = rng.choice(below) if below else inside
-            inside[rng.choice(list(inside))] = rng.choice(VALUES)
+            inside[rng.choice(list(inside) or ["x"])] = copy.deepcopy(rng.choice(VALUES))
         folder = tmp_path / str(case) / name.replace("/", "__")
         folder.mkdir(parents=True)
 
