@@ -50,12 +50,12 @@ def unknown(what: str, got: object, known: Iterable[str]) -> UserError:
     names = sorted(known)
     close = nearest(str(got), names)
     if close:
-        hint = "nearest: " + ", ".join(repr(name) for name in close)
+        hint = "nearest: " + ", ".join(map(shown, close))
     elif names:
-        shown = ", ".join(repr(name) for name in names[:8])
+        shown = ", ".join(map(shown, names[:8]))
         hint = f"expected one of: {shown}" + (
             f", … ({len(names)} in all)" if len(names) > 8 else ""
         )
     else:
         hint = "none is registered"
-    return UserError(f"unknown {what} {str(got)!r}; {hint}")
+    return UserError(f"unknown {what} {shown(str(got))}; {hint}")
