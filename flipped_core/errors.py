@@ -52,8 +52,8 @@ def unknown(what: str, got: object, known: Iterable[str]) -> UserError:
     if close:
         hint = "nearest: " + ", ".join(map(shown, close))
     elif names:
-        shown = ", ".join(map(shown, names[:8]))
-        hint = f"expected one of: {shown}" + (
+        first = ", ".join(map(shown, names[:8]))
+        hint = f"expected one of: {first}" + (
             f", … ({len(names)} in all)" if len(names) > 8 else ""
         )
     else:
