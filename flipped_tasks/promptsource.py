@@ -48,6 +48,18 @@ class TemplateSpec:
     reference: str
 
 
+class _Loader(safe_yaml.Loader):
+    """YAML's safe loader, plus promptsource's two tags as plain mappings."""
+
+
+def _mapping(loader: Any, node: Any) -> dict[Any, Any]:
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("!Template", _mapping)
+_Loader.add_constructor("!TemplateMetadata", _mapping)
+
+
 def templates_dir() -> pathlib.Path:
     """The folder of YAML files in the installed package; `UserError` where there is none."""
     found = importlib.util.find_spec("promptsource")
@@ -72,7 +84,10 @@ def parse_templates(text: str, dataset: str) -> dict[str, TemplateSpec]:
         or of another type; names template and field.
     """
     where = f"templates of {dataset!r}"
-    document = safe_yaml.load(text, where)
+    try:
+        document = safe_yaml.load(text.encode("utf-8", "surrogatepass"), _Loader)
+    except ValueError as error:
+        raise UserError(f"{where}: not safe YAML: {error}") from error
     entries = document.get("templates") if isinstance(document, dict) else None
     if not isinstance(entries, dict):
         raise UserError(

@@ -1,7 +1,7 @@
-"""The one YAML reader: safe tags only, each key once, and no more depth or size than people write by hand.
+"""YAML from outside, with bounds: what it says is known to be small before any of it is built.
 
-PyYAML's C loader recurses without a limit, and an alias may stand for an alias for an alias. So a document is first
-read as events, which neither recurse nor expand, and built only where it is small.
+PyYAML's C loader recurses, so that 30,000 brackets end the process, and aliases of aliases grow without limit while
+they are looked at. The events of a text come without recursion, and are counted first.
 """
 
 from __future__ import annotations
@@ -10,95 +10,86 @@ from typing import Any
 
 import yaml
 
-from flipped_core.errors import UserError
+MOST_BYTES = 4 * 2**20
+MOST_DEPTH = 50
+MOST_NODES = 200_000  # with what aliases stand for
 
-MAX_CHARACTERS = 4 << 20
-MAX_DEPTH = 32
-MAX_NODES = 200_000  # those of an alias counted again wherever it stands
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML's safe loader; a mapping has each key once, and promptsource's two tags are plain mappings."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        if isinstance(node, yaml.MappingNode):
-            seen = set()
-            for key, _ in node.value:
-                name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
-                if name in seen and name != ("tag:yaml.org,2002:merge", "<<"):
-                    raise yaml.constructor.ConstructorError(
-                        None,
-                        None,
-                        f"expected each key once, got {key.value!r} twice",
-                        key.start_mark,
-                    )
-                if name is not None:
-                    seen.add(name)
-        return super().construct_mapping(node, deep=deep)
+Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# What PyYAML's constructors raise for a value that is not of its tag, such as `!!timestamp x` or `!!bool x`.
+_NO_VALUE = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 
 
-def _mapping(loader: Any, node: Any) -> dict[Any, Any]:
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor("!Template", _mapping)
-_Loader.add_constructor("!TemplateMetadata", _mapping)
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-
-
-def load(text: str, where: str) -> Any:
+def load(data: bytes, loader: Any = Loader) -> Any:
     """The value of one YAML document.
 
     Args:
-      text: at most `MAX_CHARACTERS`.
-      where: names the document in errors.
+      data: UTF-8, with or without a byte order mark.
+      loader: a safe loader of PyYAML's.
 
     Raises:
-      UserError: it is not YAML, asks for another tag than YAML's safe ones and promptsource's two (such as
-        `!!python/object`), has a key twice, or is too deep or large.
+      ValueError: it is not YAML, asks for a type that the loader does not know, says a name twice in one mapping, or is
+        too large, too deep or grows too much; in one line.
     """
-    if len(text) > MAX_CHARACTERS:
-        raise UserError(
-            f"{where}: expected at most {MAX_CHARACTERS:,} characters, got {len(text):,}"
-        )
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"expected at most {MOST_BYTES:,} bytes, got more")
     try:
-        _check_size(text, where)
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not safe YAML: {' '.join(str(error).split())}") from error
-    except UserError:
-        raise
-    except (ValueError, TypeError, OverflowError, RecursionError, AttributeError) as error:
-        # Such as the date 2001-99-99, a number of 5,000 digits, `!!int x` or `<<: [a]`.
-        raise UserError(f"{where}: not safe YAML: {error}") from error
+        text = data.decode("utf-8-sig")
+        _check(text, loader)
+        return yaml.load(text, Loader=loader)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except _NO_VALUE as error:
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def _check_size(text: str, where: str) -> None:
-    """Counts what the document would make: nodes, and depth."""
-    sizes: dict[str, int] = {}
-    # Of each open list or mapping, below them the document: its anchor, and the nodes in it.
-    open_nodes: list[tuple[str | None, int]] = [(None, 0)]
-    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-        if isinstance(event, yaml.CollectionStartEvent):
-            open_nodes.append((event.anchor, 1))
-            if len(open_nodes) > MAX_DEPTH:
-                raise UserError(f"{where}: expected YAML at most {MAX_DEPTH} deep, got more")
-            continue
-        if isinstance(event, yaml.CollectionEndEvent):
-            anchor, size = open_nodes.pop()
-        elif isinstance(event, yaml.AliasEvent):
-            if event.anchor not in sizes:
-                raise UserError(
-                    f"{where}: expected an alias of something above it, got *{event.anchor}"
+class _Mapping:
+    """The names that a mapping has had so far, and whether the next node is one."""
+
+    def __init__(self) -> None:
+        self.names: set[tuple[Any, ...]] = set()
+        self.name_is_next = True
+
+
+def _check(text: str, loader: Any) -> None:
+    """Counts depth and nodes, and looks for a name that a mapping has twice; `ValueError` beyond the bounds."""
+    sizes: dict[str, int] = {}  # anchor -> nodes
+    open_nodes: list[tuple[str | None, int, _Mapping | None]] = []  # anchor, nodes before it
+    total = 0
+    for event in yaml.parse(text, Loader=loader):
+        if isinstance(event, yaml.NodeEvent):
+            if open_nodes and (mapping := open_nodes[-1][2]) is not None:
+                _next_in(mapping, event)
+            if isinstance(event, yaml.AliasEvent):
+                if event.anchor not in sizes:
+                    raise ValueError(
+                        f"the alias *{event.anchor} stands for no value that is complete before it"
+                    )
+                total += sizes[event.anchor]
+            else:
+                total += 1
+            if total > MOST_NODES:
+                raise ValueError(
+                    f"expected at most {MOST_NODES:,} values, aliases included, got more"
                 )
-            anchor, size = None, sizes[event.anchor]
-        elif isinstance(event, yaml.ScalarEvent):
-            anchor, size = event.anchor, 1 + len(event.value) // 64
-        else:
-            continue
-        if anchor is not None:
-            sizes[anchor] = size
-        outer, before = open_nodes[-1]
-        open_nodes[-1] = (outer, before + size)
-        if before + size > MAX_NODES:
-            raise UserError(f"{where}: expected YAML of at most {MAX_NODES:,} values, got more")
+            if isinstance(event, yaml.CollectionStartEvent):
+                mapping = _Mapping() if isinstance(event, yaml.MappingStartEvent) else None
+                open_nodes.append((event.anchor, total - 1, mapping))
+                if len(open_nodes) > MOST_DEPTH:
+                    raise ValueError(f"nested more than {MOST_DEPTH} deep")
+            elif isinstance(event, yaml.ScalarEvent) and event.anchor:
+                sizes[event.anchor] = 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before, _ = open_nodes.pop()
+            if anchor:
+                sizes[anchor] = total - before
+
+
+def _next_in(mapping: _Mapping, event: yaml.NodeEvent) -> None:
+    """Notes a node of a mapping, which are names and values by turns."""
+    if mapping.name_is_next and isinstance(event, yaml.ScalarEvent) and event.value != "<<":
+        name = (event.tag, event.value)
+        if name in mapping.names:
+            line = event.start_mark.line + 1
+            raise ValueError(f"line {line}: {event.value[:60]!r} occurs twice in one mapping")
+        mapping.names.add(name)
+    mapping.name_is_next = not mapping.name_is_next

