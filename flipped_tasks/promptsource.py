@@ -87,7 +87,7 @@ def parse_templates(text: str, dataset: str) -> dict[str, TemplateSpec]:
     try:
         document = safe_yaml.load(text.encode("utf-8", "surrogatepass"), _Loader)
     except ValueError as error:
-        raise UserError(f"{where}: not safe YAML: {error}") from error
+        raise UserError(f"{where}: not safe YAML: {str(error)[:300]}") from error
     entries = document.get("templates") if isinstance(document, dict) else None
     if not isinstance(entries, dict):
         raise UserError(
