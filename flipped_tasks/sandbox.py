@@ -324,6 +324,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             if check is not None:
                 check(owner, *args, *kwargs.values())
             if type(__obj) is BuiltinMethodType and type(owner) is str:
+                kwargs.pop("_loop_vars", None)  # Jinja's own, which its `Context.call` takes out
+                kwargs.pop("_block_vars", None)
                 value = __obj(*args, **kwargs)  # as Jinja would, which looks at it longer
                 # `text.lower()` and `text.split()` make no more than a few times of what is there.
                 small = check is None and len(owner) < _SMALL
