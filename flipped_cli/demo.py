@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import click
 
 from flipped_core.errors import UserError
+from flipped_core.paths import to_local_path
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 VOCABULARY = "world.model"
@@ -78,7 +79,7 @@ def demo(output: str, seed: int) -> None:
 
     What is already there is used again: delete the folder to start anew.
     """
-    run_demo(pathlib.Path(output), seed)
+    run_demo(to_local_path(output, "--output"), seed)
 
 
 @click.command()
@@ -90,7 +91,7 @@ def study(output: str, seeds: int) -> None:
     """Run the demo with several seeds; print mean and spread over them."""
     from flipped_cli import study_table
 
-    folder = pathlib.Path(output)
+    folder = to_local_path(output, "--output")
     for seed in range(seeds):
         run_demo(folder / f"seed_{seed}", seed)
     table = study_table.render([folder / f"seed_{seed}" / "report.json" for seed in range(seeds)])

@@ -26,6 +26,7 @@ from etils import epath
 from flipped_core.errors import UserError
 
 BUCKET_PREFIX = "gs://"
+HUB_PREFIX = "hf://"
 GCS_EXTRA = "gcs"
 # Seconds after which a bucket that does not answer is reported.
 BUCKET_TIMEOUT = 20.0
@@ -47,6 +48,11 @@ def has_scheme(path: epath.PathLike) -> bool:
     """Whether a path begins with a scheme, such as `gs://`, written with one slash too, as `pathlib` leaves it."""
     text = os.fspath(path)
     return "://" in text or bool(_SCHEME.match(text))
+
+
+def is_hub(path: epath.PathLike) -> bool:
+    """Whether a path names a repository of Hugging Face's hub."""
+    return os.fspath(path).startswith(HUB_PREFIX)
 
 
 def to_path(value: epath.PathLike, field: str = "path") -> epath.Path:
@@ -109,6 +115,19 @@ def check_bucket(path: epath.PathLike, field: str, *, write: bool) -> None:
         raise UserError(
             f"{field}: expected a bucket that can {access}, got {text}: {explain(error)}"
         ) from None
+
+
+def files_below(folder: epath.Path) -> list[str]:
+    """The names of all files below a folder, relative to it, in order. Raises `OSError` where it cannot be listed."""
+    if is_bucket(folder):
+        import fsspec
+
+        to_path(folder)
+        root = os.fspath(folder).removeprefix(BUCKET_PREFIX).rstrip("/")
+        found = fsspec.filesystem("gcs").find(root)
+        return sorted(name.removeprefix(f"{root}/") for name in found if not name.endswith("/"))
+    local = pathlib.Path(folder)
+    return sorted(path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file())
 
 
 def explain(error: BaseException) -> str:

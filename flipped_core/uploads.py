@@ -69,3 +69,17 @@ def upload_file(path: pathlib.Path, target: epath.Path) -> None:
             shutil.copyfileobj(source, out, _WHOLE)
     except Exception as error:
         raise UserError(f"cannot write {target}: {explain(error)}") from error
+
+
+def download_file(path: epath.Path, target: pathlib.Path) -> None:
+    """Copies an object to a local file, whose folder is made where it is missing.
+
+    Raises:
+      UserError: it cannot be read or written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("rb") as source, target.open("wb") as out:
+            shutil.copyfileobj(source, out, _WHOLE)  # type: ignore[misc]
+    except Exception as error:
+        raise UserError(f"cannot copy {path} to {target}: {explain(error)}") from error
