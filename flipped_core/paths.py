@@ -18,8 +18,8 @@ import os
 import pathlib
 import re
 import uuid
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from etils import epath
 
@@ -117,17 +117,48 @@ def check_bucket(path: epath.PathLike, field: str, *, write: bool) -> None:
         ) from None
 
 
-def files_below(folder: epath.Path) -> list[str]:
-    """The names of all files below a folder, relative to it, in order. Raises `OSError` where it cannot be listed."""
-    if is_bucket(folder):
-        import fsspec
+def files_below(folder: epath.PathLike) -> dict[str, int]:
+    """The files below a folder, their names relative to it and in order, with their lengths in bytes.
 
-        to_path(folder)
-        root = os.fspath(folder).removeprefix(BUCKET_PREFIX).rstrip("/")
-        found = fsspec.filesystem("gcs").find(root)
-        return sorted(name.removeprefix(f"{root}/") for name in found if not name.endswith("/"))
+    In a bucket this is one request for each thousand objects.
+
+    Raises:
+      OSError: it cannot be listed.
+    """
+    if is_bucket(folder):
+        root = os.fspath(to_path(folder)).removeprefix(BUCKET_PREFIX)
+        found = _bucket_files().find(root, detail=True)
+        return {
+            name.removeprefix(f"{root}/"): about["size"]
+            for name, about in sorted(found.items())
+            if name != root and not name.endswith("/")
+        }
     local = pathlib.Path(folder)
-    return sorted(path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file())
+    names = sorted(
+        path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file()
+    )
+    return {name: (local / name).stat().st_size for name in names}
+
+
+def read_blocks(path: epath.PathLike, size: int = 1 << 24) -> Iterator[bytes]:
+    """The content of a file in blocks; in a bucket, a request for each."""
+    if is_bucket(path):
+        files, name, start = _bucket_files(), os.fspath(path).removeprefix(BUCKET_PREFIX), 0
+        length = files.info(name)["size"]
+        while start < length:
+            yield files.cat_file(name, start=start, end=min(start + size, length))
+            start += size
+        return
+    with open(path, "rb") as file:
+        while block := file.read(size):
+            yield block
+
+
+def _bucket_files() -> Any:
+    import fsspec
+
+    _configure_fsspec()
+    return fsspec.filesystem("gcs")
 
 
 def explain(error: BaseException) -> str:

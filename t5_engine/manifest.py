@@ -23,13 +23,20 @@ from etils import epath
 from flipped_core import uploads
 from flipped_core.errors import UserError
 from flipped_core.files import read_json
-from flipped_core.paths import check_bucket, explain, files_below, is_bucket, is_hub, to_path
+from flipped_core.paths import (
+    check_bucket,
+    explain,
+    files_below,
+    is_bucket,
+    is_hub,
+    read_blocks,
+    to_path,
+)
 from t5_engine import processes
 
 FILE = "manifest.json"
 FORMAT = 1
 # What tells a reader that a folder is whole: of Hugging Face, T5X (Orbax, native) and ours; the manifest is the last.
-_BLOCK = 1 << 22  # bytes that are hashed at a time
 _MARKERS = ("config.json", "_METADATA", "checkpoint", "commit_success.txt", FILE)
 
 
@@ -61,8 +68,8 @@ def new_folder(out: str | pathlib.Path) -> Iterator[pathlib.Path]:
             write(folder)
             _upload(folder, place)
         return
-    out = pathlib.Path(place)
-    beside = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    target = pathlib.Path(place)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         beside.mkdir(parents=True)
     except OSError as error:
@@ -70,7 +77,7 @@ def new_folder(out: str | pathlib.Path) -> Iterator[pathlib.Path]:
     try:
         yield beside
         write(beside)
-        beside.rename(out)
+        beside.rename(target)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -115,7 +122,8 @@ def problems(folder: str | pathlib.Path) -> list[str]:
 def refuse_damaged(folder: str | pathlib.Path, patterns: Sequence[str]) -> None:
     """Refuses a folder whose files are not as its manifest, or that of the folder around it, says.
 
-    Does nothing where no manifest lists the folder, and in repositories of the hub. The processes of a run share the work.
+    Does nothing where no manifest lists the folder, and in repositories of the hub. The processes of a run share the
+    work.
 
     Args:
       folder: what will be read.
@@ -233,8 +241,7 @@ def _names(folder: epath.PathLike, prefix: str = "") -> list[str]:
 
 def _describe(file: epath.PathLike) -> _Described:
     digest, size = hashlib.sha256(), 0
-    with epath.Path(file).open("rb") as content:
-        while block := content.read(_BLOCK):
-            digest.update(block)  # type: ignore[arg-type]
-            size += len(block)
+    for block in read_blocks(file):
+        digest.update(block)
+        size += len(block)
     return _Described(size, digest.hexdigest())
