@@ -130,7 +130,7 @@ def info(checkpoint: str) -> None:
     """Print a checkpoint's layout, step, size, configuration and where it comes from."""
     from t5_engine import exchange
 
-    weights = exchange.open_checkpoint(checkpoint)
+    weights = exchange.open_checkpoint(checkpoint, verify=False)
     count = _count(weights.config)
     lines: dict[str, Any] = {
         "path": weights.path,
@@ -159,14 +159,15 @@ def verify(checkpoint: str) -> None:
     model's configuration gives.
     """
     from t5_engine import checksums, exchange, manifest, verification
+    from t5_engine.weights import OwnWeights
 
     read: list[str] = []
     differences: list[str] = []
     if (folder := _with_manifest(checkpoint)) is not None:
         differences += manifest.problems(folder)
         read.append(manifest.FILE)
-    weights = exchange.open_checkpoint(checkpoint)
-    if (pathlib.Path(weights.path) / checksums.FILE).is_file():
+    weights = exchange.open_checkpoint(checkpoint, verify=False)
+    if isinstance(weights, OwnWeights):
         differences += checksums.differences(weights.path)
         read.append(checksums.FILE)
     for line in differences:
@@ -184,16 +185,19 @@ def verify(checkpoint: str) -> None:
 def cp(checkpoint: str, out: str) -> None:
     """Copy a checkpoint of ours, of a run its newest, with what tells where it comes from, to OUT."""
     from t5_engine import checkpoints, manifest
+    from t5_engine.checkpoint_metadata import read_metadata
 
-    source = checkpoints.find(checkpoint)
-    about = checkpoints.read_about(source)
+    source = checkpoints.find(checkpoint, items=None)
+    step = read_metadata(source).step
     with manifest.new_folder(out) as folder:
         (folder / checkpoints.FOLDER).mkdir()
-        manifest.copy(source, folder / checkpoints.FOLDER / source.name)
+        copied = folder / checkpoints.FOLDER / str(step)
+        manifest.copy(source, copied)
+        checkpoints.find(copied, items=None)  # refuses a copy that differs
         for name in BESIDE:
             if (file := _beside(checkpoint, name)) is not None:
                 manifest.copy(file, folder / name)
-    click.echo(f"{out}: step {about['step']}")
+    click.echo(f"{out}: step {step}")
 
 
 def _export_hf(
@@ -251,6 +255,10 @@ def _vocabulary(given: str | None, source: str, config: T5Config) -> pathlib.Pat
     path = pathlib.Path(given) if given else _beside(source, VOCABULARY)
     if path is None:
         return None
+    if not given:
+        from t5_engine import manifest
+
+        manifest.refuse_damaged(path.parent, (VOCABULARY,))
     from flipped_tasks.tokens import Vocabulary
 
     rows = Vocabulary.from_file(path).size

@@ -50,6 +50,7 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
             run.output_dir,
             batch_size=run.batch_size,
             model_parallelism=run.model_parallelism,
+            verify_checkpoints=run.verify_checkpoints,
             announce=_announce,
             tell_plan=functools.partial(_show_plan, run.plan_only),
         )

@@ -163,6 +163,12 @@ class EvalRun(Request, ProcessGroup):
         option="module",
         path=True,
     )
+    verify_checkpoints: bool = setting(
+        "Whether every byte that is read of a checkpoint is compared with its checksum first.",
+        True,
+        macro="VERIFY_CHECKPOINTS",
+        option="verify_checkpoints",
+    )
     plan_only: bool = setting("Print the plan and exit.", False, macro="PLAN_ONLY", option="plan")
 
     def __post_init__(self) -> None:

@@ -76,7 +76,7 @@ def read_json(path: epath.PathLike) -> Json:
     """
     try:
         value = json.loads(epath.Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {os.fspath(path)}: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")

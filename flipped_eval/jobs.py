@@ -75,6 +75,7 @@ def evaluate(
     scorer: Callable[[Any, Any], Scorer] | None = None,
     batch_size: int | None = None,
     model_parallelism: int = 1,
+    verify_checkpoints: bool = True,
     resamples: int = RESAMPLES,
     pairs_together: int = PAIRS_TOGETHER,
     announce: Announce = log.info,
@@ -89,6 +90,7 @@ def evaluate(
       scorer: (model_config, params) -> something with `score(pairs)`; `t5_engine.scorer.Scorer` where not given.
       batch_size: targets that the model scores at a time; None, the scorer's own.
       model_parallelism: devices that share one copy of the weights.
+      verify_checkpoints: whether every byte that is read of a checkpoint is compared with its checksum first.
       resamples: draws of the bootstrap and of the permutation test.
       pairs_together: (input, target) pairs of a chunk; a killed job scores its last chunk again.
       announce: gets a line for each unit that is done.
@@ -104,7 +106,8 @@ def evaluate(
     _check(runs, request, resamples, batch_size)
     tasks = planning.select_tasks(request)
     engine = _Engine(batch_size, model_parallelism)
-    weights = _Weights(runs, scorer or engine, None if scorer else engine.shardings)
+    shardings = None if scorer else engine.shardings
+    weights = _Weights(runs, scorer or engine, shardings, verify_checkpoints)
     models = [_model(run, *weights.described(run)) for run in runs]
     plan = planning.make_plan(tasks, models, request)
     processes.refuse_differences(_hashes(models, plan))
@@ -207,10 +210,12 @@ class _Weights:
         runs: Sequence[Run],
         make: Callable[[Any, Any], Scorer],
         shardings: Callable[[Any], Any] | None,
+        verify: bool,
     ) -> None:
         """Args: make: from config and weights to a scorer; shardings: from a config to where the weights go."""
         self._order = list(dict.fromkeys(run.checkpoint for run in runs))
-        self._make, self._shardings = make, shardings
+        self._make, self._shardings, self._verify = make, shardings, verify
+        self._found: dict[str, str] = {}  # a run's folder -> the step in it that was described
         self._described: dict[str, tuple[str, Any]] = {}
         self._kept: tuple[str, Scorer] | None = None
 
@@ -236,7 +241,9 @@ class _Weights:
         from t5_engine import exchange
         from t5_engine.weights import lazy_params
 
-        stored = exchange.open_checkpoint(checkpoint)
+        stored = exchange.open_checkpoint(checkpoint, verify=self._verify)
+        # A run that is being trained may soon have a newer step than the one that the results name.
+        self._found[checkpoint] = stored.path if stored.layout == "flipped" else checkpoint
         if self._shardings is not None:
             self._shardings(stored.config)
         log.info("read step %d of %s", stored.step, checkpoint)
@@ -251,7 +258,8 @@ class _Weights:
             from t5_engine import exchange
 
             self._kept = None
-            params, config, _ = exchange.load(run.checkpoint, self._shardings)
+            place = self._found.get(run.checkpoint, run.checkpoint)
+            params, config, _ = exchange.load(place, self._shardings, verify=self._verify)
             self._kept = run.checkpoint, self._make(config, params)
         return self._kept[1]
 

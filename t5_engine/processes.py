@@ -34,6 +34,13 @@ def count() -> int:
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
+def index() -> int:
+    """The number of this process, from 0."""
+    import jax
+
+    return 0 if count() == 1 else jax.process_index()
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes and prints."""
     import jax
@@ -79,6 +86,14 @@ def from_first(make: Callable[[], Any]) -> Any:
         size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
         told = multihost_utils.broadcast_one_to_all(_padded(text, _rounded(size)))
     return made if is_first() else json.loads(np.asarray(told).tobytes()[:size])
+
+
+def from_all(text: str) -> list[str]:
+    """What each process says, in their order; all of them call it."""
+    if count() == 1:
+        return [text]
+    agree()
+    return _gather(text)
 
 
 def refuse_differences(known: Mapping[str, str]) -> None:

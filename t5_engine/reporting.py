@@ -13,6 +13,9 @@ from typing import Any
 import tensorboardX
 import tqdm
 
+from flipped_core.errors import UserError
+from flipped_core.files import write_atomically
+
 METRICS_FILE = "metrics.jsonl"
 
 # What of a row depends on the machine and not only on the run.
@@ -177,16 +180,44 @@ def _add(sums: dict[str, float], values: Mapping[str, float]) -> None:
 
 
 def _drop_after(file: pathlib.Path, step: int) -> None:
-    """Keeps the rows up to `step`: those after it will come again, and an interrupted last line goes too."""
-    if not file.exists():
+    """Keeps the rows up to `step`, once each: those after it will come again.
+
+    A line that is no row, such as the last one of a run that was killed, is dropped with a warning.
+
+    Raises:
+      UserError: the file cannot be read or written.
+    """
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
         return
-    kept = []
-    for line in file.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from None
+    kept: dict[int, bytes] = {}
+    damaged = []
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if not line:
             continue
-    partial = file.with_suffix(".partial")
-    partial.write_text("".join(kept))
-    partial.replace(file)
+        if (at := _step_of(line)) is None:
+            damaged.append(number)
+        elif at <= step:
+            kept.setdefault(at, line)
+    if damaged:
+        which = f"line {damaged[0]} is" if len(damaged) == 1 else f"{len(damaged)} lines are"
+        print(
+            f"warning: {file}: {which} damaged and dropped (expected a JSON object with its step)",
+            file=sys.stderr,
+            flush=True,
+        )
+    rows = [kept[at].decode() + "\n" for at in sorted(kept)]
+    write_atomically(file, "".join(rows))
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a row; None where the line is none."""
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if type(step) is int and step > 0 else None

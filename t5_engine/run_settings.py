@@ -182,6 +182,12 @@ class TrainConfig(ProcessGroup):
         minimum=1,
         resume=Resume.FREE,
     )
+    verify_checkpoints: bool = setting(
+        "Whether every byte that is read of a checkpoint is compared with its checksum first.",
+        True,
+        macro="VERIFY_CHECKPOINTS",
+        resume=Resume.FREE,
+    )
     log_period: int = setting(
         "Steps between lines of metrics.",
         100,

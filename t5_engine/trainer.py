@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from flipped_core.errors import UserError
 from t5_engine import axes, checkpoints, exchange, partitioning, speed
@@ -65,7 +64,12 @@ def train(
       SystemExit: with code 0, after saving, where the process was asked to end (SIGTERM).
     """
     layout = Layout(partitioning.make_mesh(config.model_parallelism), axes.rules(config.fsdp))
-    store = checkpoints.Checkpoints(config.model_dir, config.keep_checkpoints, config.keep_every)
+    store = checkpoints.Checkpoints(
+        config.model_dir,
+        config.keep_checkpoints,
+        config.keep_every,
+        verify=config.verify_checkpoints,
+    )
     reporter = None
     with Termination() as termination:
         try:
@@ -303,7 +307,7 @@ def _initial_state(
             jax.device_put(np.asarray(key, np.uint32), shardings.dropout_key),
         )
 
-    newest = _agreed(store.newest)
+    newest = store.resumable()
     if newest is not None:
         target = checkpoints.with_shardings(abstract, shardings)
         params, opt_state = store.restore(
@@ -313,15 +317,12 @@ def _initial_state(
         key = progress.get("dropout_key", dropout_key_data(config.seed))
         return complete(params, opt_state, newest, key), progress
     if config.initial_checkpoint_path:
-        params = exchange.load_for(config.initial_checkpoint_path, model_config, shardings.params)
+        params = exchange.load_for(
+            config.initial_checkpoint_path,
+            model_config,
+            shardings.params,
+            verify=config.verify_checkpoints,
+        )
         opt_state = jax.jit(transform.init, out_shardings=shardings.opt_state)(params)
         return complete(params, opt_state, 0, dropout_key_data(config.seed)), {}
     return jax.jit(fresh, out_shardings=shardings)(), {}
-
-
-def _agreed(newest: int | None) -> int | None:
-    """The first process's answer in all of them: a shared folder may not look the same everywhere at once."""
-    if jax.process_count() == 1:
-        return newest
-    agreed = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if newest is None else newest)))
-    return None if agreed < 0 else agreed
