@@ -37,7 +37,10 @@ def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _open(path: str) -> BinaryIO:
     if path == "-":
-        return io.BytesIO(sys.stdin.buffer.read())
+        try:
+            return io.BytesIO(sys.stdin.buffer.read())
+        except OSError as error:  # closed, as by a daemon
+            raise UserError(f"stdin: cannot be read: {error.strerror or error}") from None
     file = pathlib.Path(path)
     if not file.exists():
         folder = file.parent

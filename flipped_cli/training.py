@@ -23,6 +23,7 @@ from flipped_cli.checks import (
     check_model_dir,
     method_of,
 )
+from flipped_core import interrupts, locks
 from flipped_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -139,7 +140,19 @@ def train(
         execution.process_id,
         execution.coordinator_timeout,
     )
-    return _run(recipe, model_dir, execution)
+    launch.check_devices()
+    from t5_engine import ownership
+
+    with (
+        interrupts.at_once(functools.partial(_kept, model_dir)),
+        ownership.hold(model_dir, "MODEL_DIR") as lock,
+    ):
+        return _run(recipe, model_dir, execution, lock)
+
+
+def _kept(model_dir: str) -> str:
+    """What a signal says before the first step."""
+    return f"nothing was trained yet since this start; what {model_dir} held before is kept"
 
 
 def _check(recipe: Mapping[str, Any], model_dir: str) -> None:
@@ -160,7 +173,9 @@ def _check(recipe: Mapping[str, Any], model_dir: str) -> None:
         )
 
 
-def _run(recipe: Mapping[str, Any], model_dir: str, execution: Execution) -> Any:
+def _run(
+    recipe: Mapping[str, Any], model_dir: str, execution: Execution, lock: locks.Lock | None
+) -> Any:
     """What `train` does once the processes have found each other."""
     quiet.import_tensorflow()
     import jax
@@ -187,7 +202,7 @@ def _run(recipe: Mapping[str, Any], model_dir: str, execution: Execution) -> Any
     def source(done: int) -> Iterator[dict[str, Any]]:
         return stream(done) if done else itertools.chain([first], from_start)
 
-    state = trainer.train(config, recipe["model"], source, task_of)
+    state = trainer.train(config, recipe["model"], source, task_of, lock)
     if primary:
         _show_counts(recipe["mixture"])
     return state

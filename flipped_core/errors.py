@@ -16,6 +16,10 @@ class UserError(ValueError):
     """
 
 
+class StorageError(UserError):
+    """A disk that is full or broken, in one line. Threads of libraries may still be failing to write."""
+
+
 def nearest(got: str, known: Iterable[str], most: int = 3) -> list[str]:
     """The names in `known` that are most like `got`, best first, at most `most` of them.
 

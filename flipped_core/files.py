@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import pathlib
+import re
 import tempfile
 from typing import Any
 
 from flipped_core.errors import UserError
+from flipped_core.owners import Owner, token_is_alive
 
 Json = dict[str, Any]
+_TEMPORARY = ".tmp"
+_TOKEN = re.compile(r"\.([0-9a-f]{8}-[0-9]+-[0-9]+)\.[^.]+\.tmp")
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
@@ -23,8 +28,11 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_temporary(path.parent, path.name)
         handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".tmp"
+            dir=path.parent,
+            prefix=f".{path.name[:80]}.{Owner.current().token}.",
+            suffix=_TEMPORARY,
         )
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -39,6 +47,22 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
         if isinstance(error, OSError):
             raise cannot_write(path, error) from error
         raise
+
+
+def remove_temporary(folder: pathlib.Path, name: str = "*", *, dead_only: bool = True) -> None:
+    """Removes temporary files of `write_atomically` that a killed process left.
+
+    Args:
+      folder: where to look.
+      name: of the file that was being written; "*" for any.
+      dead_only: leave alone those of processes that run, or of which this machine does not know; False where the
+        caller holds the folder.
+    """
+    for path in folder.glob(f".{glob.escape(name[:80]) if name != '*' else '*'}.*{_TEMPORARY}"):
+        token = _TOKEN.search(path.name)
+        if token is not None and (not dead_only or token_is_alive(token[1]) is False):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def cannot_write(path: pathlib.Path, error: OSError) -> UserError:

@@ -28,8 +28,8 @@ COMMIT_MARKER = "commit_success.txt"  # Orbax writes it last, before the folder 
 _UNFINISHED = ocp.utils.TMP_DIR_SUFFIX  # behind the step in the name of a save under way
 _DELETED = ".deleted"
 
-# Orbax tells every step of its work at level INFO and warns about habits of its own.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax logs every step of its work, and with a traceback each error that it then raises.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
