@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import signal
 import sys
@@ -110,7 +109,8 @@ def evaluate(
             batch_size=batch_size,
             model_parallelism=model_parallelism,
             announce=_announce,
-            tell_plan=functools.partial(_show_plan, plan_only),
+            tell_plan=_show_plan,
+            plan_only=plan_only,
         )
 
 
@@ -119,13 +119,15 @@ def _joined(*group: Any) -> Iterator[None]:
     """Joins the job's other processes, where it has several; a mistake in one of them then ends all."""
     from t5_engine import launch
 
+    before = signal.getsignal(signal.SIGTERM)
     if not launch.start(*group):
+        launch.check_devices()
         yield
         return
     from t5_engine import processes
 
     # JAX's own service only notes a signal, for training. Here nothing is lost by ending at once.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, before)
     with processes.one_for_all():
         yield
 
@@ -271,11 +273,8 @@ def _announce(line: str) -> None:
     tqdm.tqdm.write(line)
 
 
-def _show_plan(plan_only: bool, told: Told) -> bool:
-    """Prints what will be scored: tasks, templates, examples, choices, tokens, and about how long it takes.
-
-    Returns whether it is to be scored now.
-    """
+def _show_plan(told: Told) -> None:
+    """Prints what will be scored: tasks, templates, examples, choices, tokens, and about how long it takes."""
     from rich.table import Table
 
     from flipped_cli import tables
@@ -302,7 +301,6 @@ def _show_plan(plan_only: bool, told: Told) -> bool:
     time = "" if told.seconds is None else f", about {_duration(told.seconds)}"
     numbers = f"{left[0]} templates, {left[2]} choices, {left[3]} tokens{time}"
     _announce(f"left to score: {numbers if told.waiting.templates else 'nothing'}")
-    return not plan_only
 
 
 def _not_run(failed: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -141,11 +141,11 @@ def train(
         execution.coordinator_timeout,
     )
     launch.check_devices()
-    from t5_engine import ownership
+    from t5_engine import processes
 
     with (
         interrupts.at_once(functools.partial(_kept, model_dir)),
-        ownership.hold(model_dir, "MODEL_DIR") as lock,
+        processes.hold(model_dir, "MODEL_DIR") as lock,
     ):
         return _run(recipe, model_dir, execution, lock)
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import json
 import os
 import pathlib
 import re
+import shutil
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
+from flipped_core import interrupts
 from flipped_core.errors import UserError
 from flipped_core.owners import Owner, token_is_alive
 
 Json = dict[str, Any]
 _TEMPORARY = ".tmp"
+_FOLDER = "flipped."
 _TOKEN = re.compile(r"\.([0-9a-f]{8}-[0-9]+-[0-9]+)\.[^.]+\.tmp")
 
 
@@ -63,6 +68,25 @@ def remove_temporary(folder: pathlib.Path, name: str = "*", *, dead_only: bool =
         if token is not None and (not dead_only or token_is_alive(token[1]) is False):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[pathlib.Path]:
+    """A folder of this process among the system's temporary files, until the end of the block.
+
+    Those of killed processes are removed first; a signal that ends this one removes its own.
+    """
+    place = pathlib.Path(tempfile.gettempdir())
+    for left in place.glob(f"{_FOLDER}*"):
+        if token_is_alive(left.name.removeprefix(_FOLDER).partition(".")[0]) is False:
+            shutil.rmtree(left, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{Owner.current().token}.")
+    remove = functools.partial(shutil.rmtree, folder, ignore_errors=True)
+    with interrupts.at_once(clean_up=remove):
+        try:
+            yield pathlib.Path(folder)
+        finally:
+            remove()
 
 
 def cannot_write(path: pathlib.Path, error: OSError) -> UserError:

@@ -25,7 +25,16 @@ from jax.experimental import multihost_utils
 
 from flipped_core import locks
 from flipped_core.errors import UserError
-from t5_engine import axes, checkpoints, exchange, optimizer, ownership, partitioning, speed
+from t5_engine import (
+    axes,
+    checkpoints,
+    exchange,
+    optimizer,
+    partitioning,
+    processes,
+    run_folder,
+    speed,
+)
 from t5_engine.axes import Layout
 from t5_engine.config import T5Config
 from t5_engine.reporting import Reporter
@@ -157,16 +166,16 @@ def train(
         process's rows (`partitioning.host_share`; see `losses.objective` for the arrays). Batches may come in several
         lengths; each new shape is compiled once. `example_ids` may name the rows.
       task_of: the task of an example's id, for the message about a loss that is not finite.
-      lock: of `model_dir`, where the caller holds it (`ownership.hold`); else it is taken here.
+      lock: of `model_dir`, where the caller holds it (`processes.hold`); else it is taken here.
 
     Raises:
-      UserError: another run holds `model_dir`; its disk is full or broken; the loss or the gradient is not finite (with the step, the tasks and the last checkpoint); a
-        checkpoint is of another size; the batches end early.
+      UserError: another run holds `model_dir`; its disk is full or broken; the loss or the gradient is not finite (with
+        the step, the tasks and the last checkpoint); a checkpoint is of another size; the batches end early.
       SystemExit: after saving, where the process was asked to stop: with code 0 by SIGTERM, 130 by Ctrl-C, 129 by
         SIGHUP.
     """
     if lock is None:
-        with ownership.hold(config.model_dir, "model_dir") as own:
+        with processes.hold(config.model_dir, "model_dir") as own:
             return _train(config, model_config, batches, task_of, own)
     return _train(config, model_config, batches, task_of, lock)
 
@@ -181,12 +190,12 @@ def _train(
     """`train`, in a folder that is held."""
     layout = Layout(partitioning.make_mesh(config.model_parallelism), axes.rules(config.fsdp))
     if jax.process_index() == 0:
-        ownership.remove_leftovers(config.model_dir)
+        run_folder.remove_leftovers(config.model_dir)
     store = checkpoints.Checkpoints(config.model_dir, config.keep_checkpoints, config.keep_every)
     reporter = None
     with (
-        ownership.storage_errors(config.model_dir, store),
-        Termination(lambda: ownership.kept(store)) as termination,
+        run_folder.storage_errors(config.model_dir, store),
+        Termination(lambda: run_folder.kept(store)) as termination,
     ):
         try:
             state, progress = _initial_state(config, model_config, layout, store)

@@ -1,4 +1,4 @@
-"""Taking a run's folder: one process holds it for all, removes what killed runs left, and names what is safe."""
+"""The folder of a run: what killed runs left there goes, and where its disk fails, one line says what is safe."""
 
 from __future__ import annotations
 
@@ -13,30 +13,11 @@ from typing import Any
 import orbax.checkpoint as ocp
 from etils import epath
 
-from flipped_core import failures, files, locks
+from flipped_core import failures, files
 from flipped_core.errors import StorageError, UserError
-from t5_engine import checkpoints, processes
+from t5_engine import checkpoints
 
 _UNFINISHED = re.compile(rf"[0-9]+({re.escape(ocp.utils.TMP_DIR_SUFFIX)}.*|\.deleted)")
-
-
-@contextlib.contextmanager
-def hold(folder: str, what: str) -> Iterator[locks.Lock | None]:
-    """Makes this run the owner of a folder; of several processes the first holds it, and all are refused together.
-
-    Args:
-      folder: local or in a bucket.
-      what: how the user calls it, such as "MODEL_DIR".
-
-    Raises:
-      UserError: another run holds it.
-    """
-    with contextlib.ExitStack() as stack:
-        lock = None
-        with processes.one_for_all():
-            if processes.is_first():
-                lock = stack.enter_context(locks.hold(folder, what))
-        yield lock
 
 
 def remove_leftovers(model_dir: str) -> None:
