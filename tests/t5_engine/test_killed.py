@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import json
 import os
 import pathlib
@@ -12,13 +11,11 @@ import subprocess
 import sys
 import time
 
-import jax
-import numpy as np
 import pytest
 
 from t5_engine import checkpoints
-from t5_engine.reporting import TIMES
 from tests.t5_engine import killed_program
+from tests.t5_engine.killed_run import assert_same_run, read_ids
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -43,11 +40,6 @@ def start(folder, pause=0.05):
     )
 
 
-def read_ids(folder):
-    file = folder / "ids.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
 def wait_for(folder, reads, process):
     """Returns when the program has read so many batches, or has ended."""
     while len(read_ids(folder)) < reads and process.poll() is None:
@@ -66,23 +58,7 @@ def kill_somewhere(folder, reads, draw):
 
 def assert_as_undisturbed(folder, undisturbed):
     expected_folder, state = undisturbed
-    params, _, step = checkpoints.load(folder)
-    assert step == killed_program.STEPS
-    jax.tree.map(np.testing.assert_array_equal, params, state.params)
-    rows, expected = (
-        [json.loads(line) for line in (where / "metrics.jsonl").read_text().splitlines()]
-        for where in (folder, expected_folder)
-    )
-    assert [row["step"] for row in rows] == [row["step"] for row in expected]
-    for row, wanted in zip(rows, expected, strict=True):
-        assert row.keys() == wanted.keys()
-        assert {k: v for k, v in row.items() if k not in TIMES} == {
-            k: v for k, v in wanted.items() if k not in TIMES
-        }
-    read = collections.defaultdict(set)
-    for step, ids in read_ids(folder):
-        read[step].add(tuple(ids))
-    assert {step: {tuple(ids)} for step, ids in read_ids(expected_folder)} == read
+    assert_same_run(folder, expected_folder, state.params)
 
 
 def test_killed_twice_and_started_again(undisturbed, tmp_path):
@@ -95,19 +71,26 @@ def test_killed_twice_and_started_again(undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_twenty_times(undisturbed, tmp_path):
-    """Twenty kills, in as many runs as it takes: each run goes a few steps further."""
-    draw = random.Random(1)
-    kills = runs = 0
-    while kills < 20:
-        runs += 1
-        folder = tmp_path / str(runs)
-        while kill_somewhere(folder, draw.randint(1, 20), draw):
-            kills += 1
-            if kills >= 20:
-                assert start(folder, 0).wait() == 0
-                break
-        assert_as_undisturbed(folder, undisturbed)
+def test_killed_a_hundred_times(tmp_path):
+    """By the clock and at file operations, anywhere from the first line to the last; see `killing`."""
+    seed = int(os.environ.get("KILL_SEED", "1"))
+    print(f"seed {seed} (KILL_SEED)")
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    command = [sys.executable, "-m", "tests.t5_engine.kill_training"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "runs"), "100", str(seed)],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    print(told)
+    assert told["kills"] == 100 and min(told["by_clock"], told["at_file_operation"]) > 20
 
 
 def test_sigterm_saves_and_ends_with_zero_and_a_word(undisturbed, tmp_path):
@@ -119,6 +102,6 @@ def test_sigterm_saves_and_ends_with_zero_and_a_word(undisturbed, tmp_path):
     assert process.returncode == 0 and time.monotonic() - asked < 20
     step = checkpoints.Checkpoints(tmp_path).newest
     assert step is not None and 7 <= step < killed_program.STEPS
-    assert f"asked to end (SIGTERM); step {step} of {killed_program.STEPS} is saved in" in told
+    assert f"stopped by SIGTERM; step {step} of {killed_program.STEPS} is saved in" in told
     assert start(tmp_path, 0).wait() == 0
     assert_as_undisturbed(tmp_path, undisturbed)
