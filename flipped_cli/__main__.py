@@ -7,7 +7,7 @@ from flipped_cli import errors
 
 def start() -> None:
     """Runs the command line of this process."""
-    errors.begin(lasting=False)
+    errors.protect()
     from flipped_cli.main import main
 
     main(prog_name="flipped")

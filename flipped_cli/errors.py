@@ -24,16 +24,20 @@ USER_ERROR_CODE = 2
 INTERRUPTED_CODE = interrupts.exit_code(signal.SIGINT)
 
 
+def protect() -> None:
+    """The part of `begin` that does not depend on the command."""
+    streams.open_closed()
+    interrupts.install()
+
+
 def begin(*, lasting: bool) -> None:
     """Makes this process fit for being a command; to be called before anything slow is imported.
 
     Args:
       lasting: the work goes on when nobody reads the output any more.
     """
-    streams.open_closed()
-    interrupts.install()
-    if lasting:
-        streams.outlast_readers()
+    protect()
+    streams.watch_readers(lasting=lasting)
 
 
 def report(message: object) -> int:
@@ -90,7 +94,7 @@ def run(command: Callable[[Sequence[str]], object], arguments: Sequence[str]) ->
         flush()
     except UserError as error:
         return report(error)
-    except BrokenPipeError:  # the reader of our output has gone
+    except (BrokenPipeError, streams.ReaderGone):
         drop_stdout()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from flipped_cli import errors
+from flipped_core import streams
 from flipped_core.errors import UserError, unknown
 
 # Name of the subcommand -> (module, attribute, one line of help).
@@ -114,7 +115,7 @@ class LazyGroup(click.Group):
             code = errors.report(f"{error.format_message().rstrip('.')}{hint}")
         except click.Abort:
             code = errors.INTERRUPTED_CODE
-        except BrokenPipeError:  # the reader of our output has gone, as in `flipped … | head`
+        except (BrokenPipeError, streams.ReaderGone):  # as in `flipped … | head`
             errors.drop_stdout()
             code = 0
         except Exception as error:  # noqa: BLE001 - TensorStore wraps the system's errors in any kind

@@ -38,6 +38,10 @@ def _buffered(number: int, mode: str) -> io.BufferedReader | io.BufferedWriter:
     return io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw)
 
 
+class ReaderGone(BaseException):
+    """Nobody reads stdout any more. No `Exception`, so that no library ends the process for it in its own way."""
+
+
 class _Lasting(io.FileIO):
     """Takes everything, whether it arrives or not; `lost` is the first error."""
 
@@ -52,10 +56,22 @@ class _Lasting(io.FileIO):
         return memoryview(data).nbytes  # type: ignore[arg-type]
 
 
-def outlast_readers() -> None:
-    """Lets the work of this process go on when nobody reads its output any more, as behind `| head`.
+class _Ending(io.FileIO):
+    """Raises `ReaderGone` where nobody reads."""
 
-    `lost_output` says afterwards whether something did not arrive.
+    def write(self, data: object) -> int:
+        try:
+            return super().write(data)  # type: ignore[arg-type]
+        except BrokenPipeError:
+            raise ReaderGone from None
+
+
+def watch_readers(*, lasting: bool) -> None:
+    """Decides what happens when nobody reads the output any more, as behind `| head`.
+
+    Args:
+      lasting: work goes on, and `lost_output` says afterwards whether something did not arrive; else `ReaderGone` is
+        raised where something is printed. What goes to stderr is never waited for.
     """
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
@@ -65,19 +81,20 @@ def outlast_readers() -> None:
             stream.flush()
         except (OSError, ValueError):
             continue
-        lasting = io.TextIOWrapper(
-            io.BufferedWriter(_Lasting(number, "w", closefd=False)),
+        kind = _Lasting if lasting or number == 2 else _Ending
+        watched = io.TextIOWrapper(
+            io.BufferedWriter(kind(number, "w", closefd=False)),
             encoding=stream.encoding,
             errors=stream.errors,
             line_buffering=stream.line_buffering,
             write_through=stream.write_through,
         )
-        setattr(sys, name, lasting)
-        setattr(sys, f"__{name}__", lasting)
+        setattr(sys, name, watched)
+        setattr(sys, f"__{name}__", watched)
 
 
 def is_lasting() -> bool:
-    """Whether `outlast_readers` has been called."""
+    """Whether work goes on without a reader."""
     return _raw_stdout() is not None
 
 

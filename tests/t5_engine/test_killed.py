@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 
 import pytest
 
+from flipped_core import locks
 from t5_engine import checkpoints
 from tests.t5_engine import killed_program
 from tests.t5_engine.killed_run import assert_same_run, read_ids
@@ -93,15 +95,47 @@ def test_killed_a_hundred_times(tmp_path):
     assert told["kills"] == 100 and min(told["by_clock"], told["at_file_operation"]) > 20
 
 
-def test_sigterm_saves_and_ends_with_zero_and_a_word(undisturbed, tmp_path):
+@pytest.mark.parametrize("name, code", [("SIGTERM", 0), ("SIGINT", 130), ("SIGHUP", 129)])
+def test_a_signal_saves_and_says_so(undisturbed, tmp_path, name, code):
     process = start(tmp_path)
     wait_for(tmp_path, 8, process)
-    process.terminate()
+    process.send_signal(signal.Signals[name])
     asked = time.monotonic()
     _, told = process.communicate()
-    assert process.returncode == 0 and time.monotonic() - asked < 20
+    assert process.returncode == code and time.monotonic() - asked < 20
     step = checkpoints.Checkpoints(tmp_path).newest
     assert step is not None and 7 <= step < killed_program.STEPS
-    assert f"stopped by SIGTERM; step {step} of {killed_program.STEPS} is saved in" in told
-    assert start(tmp_path, 0).wait() == 0
-    assert_as_undisturbed(tmp_path, undisturbed)
+    cause = "Ctrl-C" if name == "SIGINT" else name
+    assert f"stopped by {cause}; step {step} of {killed_program.STEPS} is saved in" in told
+    assert "Traceback" not in told
+    assert not (tmp_path / locks.FILE).exists()
+    if name == "SIGINT":
+        assert start(tmp_path, 0).wait() == 0
+        assert_as_undisturbed(tmp_path, undisturbed)
+
+
+def test_a_second_signal_ends_at_once_and_says_what_is_kept(tmp_path):
+    process = start(tmp_path, pause=2.0)  # in the batch's pause
+    wait_for(tmp_path, 4, process)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    asked = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate()
+    assert process.returncode == 130 and time.monotonic() - asked < 1.5
+    last = told.splitlines()[-1]
+    assert last.startswith("interrupted (Ctrl-C): ") and "Traceback" not in told
+    assert re.search(r"checkpoints/3 is complete and kept$|no checkpoint is complete in ", last)
+
+
+def test_a_second_run_in_the_folder_is_refused(tmp_path):
+    first = start(tmp_path)
+    wait_for(tmp_path, 1, first)
+    second = start(tmp_path)
+    _, told = second.communicate()
+    assert second.returncode == 2
+    assert told.startswith(f"error: model_dir {tmp_path} is in use by process {first.pid} on ")
+    assert told.count("\n") == 1
+    first.kill()
+    first.communicate()
