@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-from flipped_core.errors import UserError
 from flipped_core.locks import FILE, Version
+from flipped_core.paths import to_path
 
 TIMEOUT = 60.0  # seconds for one request, TensorStore's own retries included
-_DRIVERS = {"gs": "gs", "s3": "s3"}
 
 
 class BucketStore:
@@ -21,12 +21,9 @@ class BucketStore:
     @classmethod
     def open(cls, folder: str) -> BucketStore:
         """The store of a folder such as `gs://bucket/run`."""
-        scheme = folder.partition("://")[0]
-        if scheme not in _DRIVERS:
-            raise UserError(f"expected a local folder or one in gs:// or s3://, got {folder!r}")
         import tensorstore
 
-        place = f"{folder.rstrip('/')}/"
+        place = f"{os.fspath(to_path(folder))}/"
         kvstore = tensorstore.KvStore.open(place).result(timeout=TIMEOUT)
         return cls(kvstore, f"{place}{FILE}")
 

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 from flipped_core import interrupts
 from flipped_core.errors import UserError
 from flipped_core.owners import Owner
+from flipped_core.paths import is_bucket, to_local_path
 
 FILE = ".lock"
 RENEWAL = 15.0  # seconds from one renewal to the next
@@ -288,8 +289,8 @@ def _cannot_lock(name: str, error: OSError) -> UserError:
 
 def open_store(folder: str) -> Store:
     """Where the lock of a folder is."""
-    if "://" not in folder:
-        return LocalStore(pathlib.Path(folder).expanduser().absolute())
-    from flipped_core.bucket import BucketStore
+    if is_bucket(folder):
+        from flipped_core.bucket import BucketStore
 
-    return BucketStore.open(folder)
+        return BucketStore.open(folder)
+    return LocalStore(to_local_path(folder))

@@ -33,11 +33,14 @@ with locks.hold(sys.argv[1], "MODEL_DIR"):
 """
 
 
-@pytest.fixture(params=["disk", "bucket"])
+@pytest.fixture(params=["disk", "memory", "bucket"])
 def store(request, tmp_path):
     """Makes stores of one and the same lock, as several processes would."""
     if request.param == "disk":
         return lambda: locks.LocalStore(tmp_path / "run")
+    if request.param == "bucket":
+        request.getfixturevalue("gcs")
+        return lambda: locks.open_store("gs://bucket/run")
     kvstore = tensorstore.KvStore.open("memory://run/").result()
     return lambda: BucketStore(kvstore, "gs://bucket/run/.lock")
 
@@ -241,7 +244,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path) -> None:
 
 def test_an_unknown_kind_of_bucket_is_named() -> None:
     with pytest.raises(
-        UserError, match="expected a local folder or one in gs:// or s3://, got 'ftp://x/y'"
+        UserError, match="expected a local path or gs://BUCKET/NAME, got 'ftp://x/y'"
     ):
         locks.open_store("ftp://x/y")
 
