@@ -61,9 +61,8 @@ def prepare_datasets(
     """
     if offline:
         network.go_offline()
-    import_tensorflow()
     from flipped_tasks.datasets import get_dataset
-    from flipped_tasks.prepared import reading, writing
+    from flipped_tasks.prepared import reading
 
     specs = [get_dataset(name) for name in _expand(datasets)]
     failed = []
@@ -72,10 +71,11 @@ def prepare_datasets(
         stack.enter_context(interrupts.at_once(lambda: kept))
         # All of them before the first: a second command for one of them is refused at once, and not half-way.
         held = {
-            spec.name: stack.enter_context(writing.hold(spec.name, data_dir))
+            spec.name: stack.enter_context(reading.hold(spec.name, data_dir))
             for spec in specs
             if force or reading.find(spec.name, data_dir) is None
         }
+        import_tensorflow()
         for spec in specs:
             try:
                 lock = held.get(spec.name)

@@ -35,6 +35,7 @@ from flipped_tasks.prepared.reading import (
     VERSION,
     dataset_folder,
     find,
+    hold,
     index_name,
 )
 from flipped_tasks.prepared.schema import Schema
@@ -65,7 +66,7 @@ def prepare(
       progress: hears of rows that were read.
       force: replaces what was prepared from another source.
       shard_bytes: a file is closed when it has so many bytes.
-      lock: of the dataset's folder, where the caller has it (`hold`); else it is taken here.
+      lock: of the dataset's folder, where the caller has it (`reading.hold`); else it is taken here.
 
     Raises:
       UserError: the dataset is there from another source, a row contradicts the catalog or its types, no row has
@@ -95,15 +96,6 @@ def prepare(
             f"cannot write dataset {spec.name!r} into {data_dir}: {problem}; whole shards are kept, and the same "
             "command resumes behind them"
         ) from error
-
-
-def hold(dataset: str, data_dir: str) -> contextlib.AbstractContextManager[locks.Lock]:
-    """Makes this process the only one that prepares a dataset in a folder, until the end of the block.
-
-    Raises:
-      UserError: another process does.
-    """
-    return locks.hold(dataset_folder(dataset, data_dir), "data folder")
 
 
 def _brief(source: Json) -> str:
