@@ -38,8 +38,8 @@ def storage_errors(model_dir: str, store: checkpoints.Checkpoints) -> Iterator[N
     Raises:
       StorageError: instead of the errors of Python, Orbax, TensorStore and TensorBoard's writer.
     """
-    hook = sys.excepthook
-    sys.excepthook = functools.partial(_show, hook)
+    hook = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_show, hook)
     try:
         yield
     except UserError:
@@ -56,13 +56,13 @@ def storage_errors(model_dir: str, store: checkpoints.Checkpoints) -> Iterator[N
             "is removed"
         ) from error
     finally:
-        sys.excepthook = hook
+        sys.unraisablehook = hook
 
 
-def _show(hook: Callable[..., None], kind: type, error: BaseException, trace: Any) -> None:
+def _show(hook: Callable[[Any], object], unraisable: Any) -> None:
     """Leaves out what TensorStore's threads report to the event loop of a save that has failed already."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        hook(kind, error, trace)
+    if str(unraisable.exc_value) != "Event loop is closed":
+        hook(unraisable)
 
 
 def kept(store: checkpoints.Checkpoints) -> str:

@@ -7,6 +7,7 @@ import os
 import pathlib
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def undisturbed(tmp_path_factory):
     return folder, killed_program.run(folder)
 
 
-def start(folder, pause=0.05):
+def start(folder, pause=0.05, **how):
     command = [sys.executable, "-m", "tests.t5_engine.killed_program", str(folder), str(pause)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
@@ -39,6 +40,7 @@ def start(folder, pause=0.05):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        **how,
     )
 
 
@@ -127,6 +129,26 @@ def test_a_second_signal_ends_at_once_and_says_what_is_kept(tmp_path):
     last = told.splitlines()[-1]
     assert last.startswith("interrupted (Ctrl-C): ") and "Traceback" not in told
     assert re.search(r"checkpoints/3 is complete and kept$|no checkpoint is complete in ", last)
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_the_run_resumes(undisturbed, tmp_path):
+    """A limit on the size of files refuses what a full disk refuses: Python's writes and TensorStore's."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+
+    process = start(tmp_path, 0, preexec_fn=limit)
+    _, told = process.communicate()
+    assert process.returncode == 2 and "Traceback" not in told
+    lines = [line for line in told.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and lines[0] == told.splitlines()[-1]
+    assert lines[0].startswith(
+        f"error: cannot write the run in {tmp_path}: {tmp_path}/checkpoints/"
+    )
+    assert ": File too large; no checkpoint is complete in" in lines[0]
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert start(tmp_path, 0).wait() == 0
+    assert_as_undisturbed(tmp_path, undisturbed)
 
 
 def test_a_second_run_in_the_folder_is_refused(tmp_path):
