@@ -175,7 +175,7 @@ class Reporter:
 class _Scalars:
     """TensorBoard's event file, written by the thread that calls.
 
-    tensorboardX's `SummaryWriter` writes in a thread that ends when the disk is full, and its caller then waits forever.
+    tensorboardX's `SummaryWriter` writes in a thread, which a full disk ends; its caller then waits forever.
     """
 
     def __init__(self, folder: pathlib.Path, purge_step: int) -> None:
