@@ -8,7 +8,8 @@ usage: python train.py --gin_file=FILE … [--gin.NAME=VALUE …] [--data_dir=FO
   --offline          no library looks for a network
   --profile          the same as --gin.PROFILE=(10,5): after 10 steps, a trace of 5 in MODEL_DIR/profile
 
-SIGTERM saves a checkpoint and ends with code 0; the same command goes on from there. docs/training.md has more.
+SIGTERM and Ctrl-C save a checkpoint and end with code 0 and 130; the same command resumes there. A second one ends
+at once. docs/training.md has more.
 
 example:
   python train.py --gin_file=gin/models/tiny.gin --gin_file=gin/recipes/flipped.gin \

@@ -141,7 +141,8 @@ def kill_again_and_again(
                 break
             told["kills"] += 1
             told[kind] += 1
-        start()
+        if killed:  # the last kill of all
+            start()
         run_child(functools.partial(check, folder), folder)
         told["jobs"] += 1
     return told
