@@ -11,7 +11,7 @@ import pathlib
 import sys
 import time
 
-from flipped_eval import results, shards
+from flipped_eval import results, run_files, shards
 from tests import killing
 from tests.flipped_eval.conftest import HashScorer, evaluate
 
@@ -22,7 +22,7 @@ JOB = {
     "pairs_together": 60,
     "max_examples": 12,
 }
-RESULTS = (results.RESULTS, results.PREDICTIONS, results.EXAMPLES, results.RUN, results.PLAN)
+RESULTS = (results.RESULTS, results.PREDICTIONS, results.EXAMPLES, run_files.RUN, run_files.PLAN)
 
 
 class SlowScorer(HashScorer):
@@ -46,11 +46,20 @@ def check(folder: pathlib.Path) -> None:
 
 def records(folder: pathlib.Path) -> collections.Counter[tuple[str, str, int]]:
     """How often each choice's score stands in the complete chunks."""
-    return collections.Counter(
-        (line["unit"], line["example"], line["choice"])
-        for line in shards._all_lines(folder)
-        if "choice" in line
-    )
+    found: collections.Counter[tuple[str, str, int]] = collections.Counter()
+    for path in sorted((folder / shards.FOLDER).iterdir()):
+        pending: collections.Counter[tuple[str, str, int]] = collections.Counter()
+        for text in path.read_bytes().split(b"\n"):
+            try:
+                line = json.loads(text)
+            except ValueError:  # torn by a kill
+                break
+            if "chunk" in line:
+                found += pending
+                pending.clear()
+            elif "choice" in line:
+                pending[line["unit"], line["example"], line["choice"]] += 1
+    return found
 
 
 if __name__ == "__main__":
