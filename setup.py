@@ -111,7 +111,7 @@ setup(
             "transformers>=4.57",
         ],
     },
-    entry_points={"console_scripts": ["flipped = flipped_cli.main:main"]},
+    entry_points={"console_scripts": ["flipped = flipped_cli.__main__:start"]},
     classifiers=[
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import signal
 import sys
@@ -52,20 +51,25 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
             model_parallelism=run.model_parallelism,
             verify_checkpoints=run.verify_checkpoints,
             announce=_announce,
-            tell_plan=functools.partial(_show_plan, run.plan_only),
+            tell_plan=_show_plan,
+            plan_only=run.plan_only,
         )
 
 
 @contextlib.contextmanager
 def _joined(run: EvalRun) -> Iterator[None]:
     """Joins the job's other processes, where it has several; a mistake in one of them then ends all."""
+    before = signal.getsignal(signal.SIGTERM)
     if not run.join():
+        from t5_engine import launch
+
+        launch.check_devices()
         yield
         return
     from t5_engine import processes
 
     # JAX's own service only notes a signal, for training. Here nothing is lost by ending at once.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, before)
     with processes.one_for_all():
         yield
 
@@ -191,11 +195,8 @@ def _announce(line: str) -> None:
     tqdm.tqdm.write(line)
 
 
-def _show_plan(plan_only: bool, told: Told) -> bool:
-    """Prints what will be scored: tasks, templates, examples, choices, tokens, and about how long it takes.
-
-    Returns whether it is to be scored now.
-    """
+def _show_plan(told: Told) -> None:
+    """Prints what will be scored: tasks, templates, examples, choices, tokens, and about how long it takes."""
     from rich.table import Table
 
     from flipped_cli import tables
@@ -222,7 +223,6 @@ def _show_plan(plan_only: bool, told: Told) -> bool:
     time = "" if told.seconds is None else f", about {_duration(told.seconds)}"
     numbers = f"{left[0]} templates, {left[2]} choices, {left[3]} tokens{time}"
     _announce(f"left to score: {numbers if told.waiting.templates else 'nothing'}")
-    return not plan_only
 
 
 def _not_run(failed: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flipped_cli import provenance, quiet
 from flipped_cli.checks import WORLD_TEXT, check_data_dir, check_model_dir, method_of
 from flipped_cli.runs import TrainRun
+from flipped_core import interrupts, locks
 from flipped_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +38,15 @@ def train(run: TrainRun, operative_gin: str = "") -> Any:
     """
     _check(run)
     run.join()
-    return _run(run, operative_gin)
+    from t5_engine import launch, processes
+
+    launch.check_devices()
+    kept = f"nothing was trained yet since this start; what {run.model_dir} held before is kept"
+    with (
+        interrupts.at_once(lambda: kept),
+        processes.hold(run.model_dir, "MODEL_DIR") as lock,
+    ):
+        return _run(run, operative_gin, lock)
 
 
 def _check(run: TrainRun) -> None:
@@ -56,7 +65,7 @@ def _check(run: TrainRun) -> None:
         )
 
 
-def _run(run: TrainRun, operative_gin: str) -> Any:
+def _run(run: TrainRun, operative_gin: str, lock: locks.Lock | None) -> Any:
     """What `train` does once the processes have found each other."""
     quiet.import_tensorflow()
     import jax
@@ -76,7 +85,7 @@ def _run(run: TrainRun, operative_gin: str) -> Any:
     def source(done: int) -> Iterator[dict[str, Any]]:
         return stream(done) if done else itertools.chain([first], from_start)
 
-    state = trainer.train(run, run.model, source, task_of)
+    state = trainer.train(run, run.model, source, task_of, lock)
     if primary:
         _show_counts(run.mixture)
     return state

@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from flipped_core import streams
 from flipped_core.errors import UserError
 
 TIMEOUT = 300.0
@@ -106,6 +107,35 @@ def start(
             _initialize(timeout)
             return _process_count() > 1
     return False
+
+
+def check_devices() -> None:
+    """Refuses what `JAX_PLATFORMS` asks for and this machine does not have; JAX's own search for devices raises
+    `RuntimeError` or a bare `AssertionError`, after lines of native code.
+
+    Raises:
+      UserError: JAX finds no device.
+    """
+    if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and "JAX_PLATFORM_NAME" not in os.environ:
+        return
+    if problem := no_device():
+        raise UserError(problem)
+
+
+def no_device() -> str | None:
+    """Why JAX finds no device, in one line; None where it finds some."""
+    import jax
+
+    try:
+        with streams.native_stderr_held_back(show=False):
+            jax.devices()
+    except Exception as error:  # noqa: BLE001 - nearly any kind, depending on the platform
+        why = " ".join(str(error).partition("(")[0].split()) or "there is none on this machine"
+        for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME"):
+            if wanted := os.environ.get(name):
+                return f"{name}: expected devices that this machine has, such as cpu, got {wanted!r}: {why}"
+        return f"no device can be used: {why}"
+    return None
 
 
 def detected(environment: Mapping[str, str]) -> Group | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import fnmatch
+import functools
+import glob
 import hashlib
 import json
 import os
@@ -17,12 +19,15 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from flipped_core.errors import UserError
+from flipped_core import failures, interrupts
+from flipped_core.errors import StorageError, UserError
 from flipped_core.files import read_json
+from flipped_core.owners import Owner, token_is_alive
 from t5_engine import processes
 
 FILE = "manifest.json"
 FORMAT = 1
+_PARTIAL = ".partial"
 
 
 class _Described(NamedTuple):
@@ -44,19 +49,38 @@ def new_folder(out: str | pathlib.Path) -> Iterator[pathlib.Path]:
         raise UserError(
             f"{out} exists already; name a folder that does not, nothing is overwritten"
         )
-    beside = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    _remove_left(out)
+    beside = out.with_name(f".{out.name}.{Owner.current().token}{_PARTIAL}")
     try:
         beside.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
-    try:
-        yield beside
-        write(beside)
-        beside.rename(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    remove = functools.partial(shutil.rmtree, beside, ignore_errors=True)
+    kept = f"nothing was written to {out}"
+    with interrupts.at_once(lambda: kept, remove):
+        try:
+            yield beside
+            write(beside)
+            beside.rename(out)
+        except UserError:
+            raise
+        except Exception as error:
+            problem = failures.storage(error) or (str(error) if isinstance(error, OSError) else "")
+            if not problem:
+                raise
+            raise StorageError(
+                f"{out}: cannot be written: {problem}; nothing is left of it"
+            ) from error
+        finally:
+            remove()
+
+
+def _remove_left(out: pathlib.Path) -> None:
+    """Removes what killed processes left of the same folder."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*{_PARTIAL}"):
+        token = left.name.removeprefix(f".{out.name}.").removesuffix(_PARTIAL)
+        if token_is_alive(token) is False:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def write(folder: pathlib.Path) -> None:
