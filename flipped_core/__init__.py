@@ -1,1 +1,4 @@
-"""What every package shares: user errors and atomic file writes. Imports nothing outside the standard library."""
+"""What every package shares: user errors, atomic file writes, and the hub's client.
+
+Its modules import nothing outside the standard library until a function needs it.
+"""

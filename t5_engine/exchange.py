@@ -1,7 +1,8 @@
 """Opening parameters in whatever layout they are, and writing them as a checkpoint of ours.
 
 Who needs parameters calls `load` (or `load_for`) with the path that the user gave: a run's folder or one of its
-checkpoints, a Hugging Face folder, or a T5X checkpoint in a folder or in a bucket.
+checkpoints, a Hugging Face folder, `hf://OWNER/NAME[@REVISION]` on its hub, or a T5X checkpoint in a folder or in a
+bucket.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
+from flipped_core import hub
 from flipped_core.errors import UserError, unknown
 from t5_engine import checkpoints, checksums, huggingface_folder, t5x_adafactor, t5x_files
 from t5_engine.config import T5Config
@@ -46,6 +48,8 @@ def detect(path: str | pathlib.Path) -> str:
     Raises:
       UserError: none of them.
     """
+    if hub.is_reference(path):
+        return "hf"
     if t5x_files.is_checkpoint(path):
         return "t5x"
     if str(path).startswith(BUCKET):
@@ -91,6 +95,9 @@ def load_for(path: str | pathlib.Path, config: T5Config, shardings: Any = None) 
     """The parameters that stand at a path, which must be of the size of `config`; `UserError` where not."""
     if detect(path) == "flipped":
         return checkpoints.load_for(path, config, shardings)
+    if hub.is_reference(path):  # before its tensors are downloaded
+        path = hub.pin(path)
+        checkpoints.refuse_other_model(path, huggingface_folder.read_config(path), config)
     weights = open_checkpoint(path)
     checkpoints.refuse_other_model(weights.path, weights.config, config)
     return to_params(weights, shardings)
