@@ -1,4 +1,4 @@
-"""What every package shares: user errors, atomic file writes, and the hub's client.
+"""What every package shares: user errors, paths in folders and buckets, atomic file writes, and the hub's client.
 
-Its modules import nothing outside the standard library until a function needs it.
+Its modules import only the standard library and etils.epath until a function needs more.
 """
