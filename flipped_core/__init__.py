@@ -1,4 +1,1 @@
-"""What every package shares: user errors, paths in folders and buckets, atomic file writes, and the hub's client.
-
-Its modules import only the standard library and etils.epath until a function needs more.
-"""
+"""What every package shares: errors, settings, paths, atomic writes, the hub. Imports none of our packages."""

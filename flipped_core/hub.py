@@ -20,7 +20,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from flipped_core.errors import UserError, nearest
@@ -63,8 +63,12 @@ def name_of(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
 
 
-def pin(path: str | pathlib.Path) -> str:
+def pin(path: str | pathlib.Path, before: str | None = None) -> str:
     """The reference with the commit that its revision stands for now; any other path as it is.
+
+    Args:
+      path: a reference, or any other path.
+      before: what an earlier call gave: of the same repository, it stays, unless `path` names another commit.
 
     Raises:
       UserError: no such repository or revision, one that is not open to the user, or no way to ask; or, offline, a
@@ -75,8 +79,10 @@ def pin(path: str | pathlib.Path) -> str:
     reference = _parse(path)
     if _COMMIT.fullmatch(reference.revision):
         return str(reference)
+    if before is not None and is_reference(before) and _parse(before).repo == reference.repo:
+        return before
     with _errors(reference) as client:
-        if client.constants.HF_HUB_OFFLINE:
+        if _is_offline(client):
             known = _cache(reference) / "refs" / reference.revision
             if not known.is_file():
                 raise _not_cached(reference, "it is")
@@ -135,7 +141,7 @@ def download(path: str, find: Callable[[str, Fetch], list[pathlib.Path]]) -> lis
         try:
             return find(path, cached)
         except UserError:
-            if client.constants.HF_HUB_OFFLINE:
+            if _is_offline(client):
                 raise _not_cached(reference, "its tensors are") from None
         missing: dict[str, Any] = {}
 
@@ -196,13 +202,18 @@ def _optional(reference: _Reference, name: str) -> pathlib.Path | None:
         known = client.try_to_load_from_cache(reference.repo, name, revision=reference.revision)
         if isinstance(known, str):
             return pathlib.Path(known)
-        if known is not None or client.constants.HF_HUB_OFFLINE:
+        if known is not None or _is_offline(client):
             return None
         try:
             found = client.hf_hub_download(reference.repo, name, revision=reference.revision)
         except client.errors.RemoteEntryNotFoundError:
             return None
         return pathlib.Path(found)
+
+
+def _is_offline(client: Any) -> bool:
+    """Whether no connection may be opened; the client itself looks at the variable only when it is imported."""
+    return client.constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE") == "1"
 
 
 def _describe(reference: _Reference, name: str, client: Any) -> Any:
@@ -261,6 +272,20 @@ def _download_large(reference: _Reference, name: str, described: Any, client: An
         partial.rename(blob)
 
 
+def differences(files: Iterable[pathlib.Path]) -> list[str]:
+    """Of files in the client's cache, those whose bytes are no longer the hub's, one line for each."""
+    found = []
+    for path in files:
+        digest = path.resolve().name
+        if _SHA256.fullmatch(digest):
+            with open(path, "rb") as content:
+                if hashlib.file_digest(content, "sha256").hexdigest() != digest:
+                    found.append(
+                        f"{path.name}: other bytes than the hub's; delete {path.resolve()}"
+                    )
+    return found
+
+
 def _blobs(reference: _Reference) -> pathlib.Path:
     folder = _cache(reference) / "blobs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -316,7 +341,7 @@ def _message(reference: _Reference, error: Exception, client: Any) -> str | None
             "private one log in (hf auth login, or HF_TOKEN)"
         )
     if isinstance(error, errors.OfflineModeIsEnabled) or (
-        isinstance(error, errors.LocalEntryNotFoundError) and client.constants.HF_HUB_OFFLINE
+        isinstance(error, errors.LocalEntryNotFoundError) and _is_offline(client)
     ):
         return str(_not_cached(reference, "it is")).partition(": ")[2]
     if isinstance(error, OSError) and error.errno in _FULL:

@@ -91,13 +91,19 @@ def load(
     return to_params(weights, where), weights.config, weights.step
 
 
+def prepare(path: str, config: T5Config) -> None:
+    """Downloads a checkpoint of the hub; `UserError` before its tensors where it is of another size than `config`."""
+    checkpoints.refuse_other_model(path, huggingface_folder.read_config(path), config)
+    HuggingFaceWeights(path)
+
+
 def load_for(path: str | pathlib.Path, config: T5Config, shardings: Any = None) -> Params:
     """The parameters that stand at a path, which must be of the size of `config`; `UserError` where not."""
     if detect(path) == "flipped":
         return checkpoints.load_for(path, config, shardings)
-    if hub.is_reference(path):  # before its tensors are downloaded
+    if hub.is_reference(path):
         path = hub.pin(path)
-        checkpoints.refuse_other_model(path, huggingface_folder.read_config(path), config)
+        prepare(path, config)
     weights = open_checkpoint(path)
     checkpoints.refuse_other_model(weights.path, weights.config, config)
     return to_params(weights, shardings)

@@ -36,7 +36,11 @@ DTYPES = {"float32": ("F32", np.float32), "bfloat16": ("BF16", ml_dtypes.bfloat1
 
 
 class HuggingFaceWeights(Weights):
-    """The parameters of a folder that holds a T5 v1.1, in one file or several."""
+    """The parameters of a folder that holds a T5 v1.1, in one file or several.
+
+    Attributes:
+      files: those that hold the tensors; of a repository of the hub, in its client's cache.
+    """
 
     layout = "hf"
 
@@ -57,6 +61,7 @@ class HuggingFaceWeights(Weights):
             files = hub.download(self.path, tensor_files.find)
         else:
             files = tensor_files.find(self.path, _local(pathlib.Path(self.path)))
+        self.files = files
         self._tensors = Tensors(files)
         expected = huggingface.shapes(self.config)
         known = {*huggingface.COPIES, *huggingface.UNUSED} - set(expected)
