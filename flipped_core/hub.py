@@ -16,6 +16,7 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import pathlib
 import re
@@ -302,6 +303,8 @@ def _client() -> Any:
     import huggingface_hub.errors
     import huggingface_hub.utils
 
+    # It logs each try again; what fails in the end raises.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     return huggingface_hub
 
 
