@@ -44,8 +44,9 @@ class Hub(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def downloaded(self) -> list[str]:
-        """The names of the files that were asked for with GET."""
-        return [path.rpartition("/")[2] for method, path, _ in self.requests if method == "GET"]
+        """The names of the files of repositories that were asked for with GET."""
+        asked = [path for method, path, _ in self.requests if method == "GET"]
+        return [path.rpartition("/")[2] for path in asked if "/resolve/" in path]
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that has gone is no news."""
@@ -77,6 +78,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             names = self.server.repositories["/".join(parts[2:4])]
             branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": "0"} for n in names]
             self._send(json.dumps({"branches": branches, "tags": [], "converts": []}).encode())
+            return
+        if parts[2:3] != ["resolve"]:  # what the client asks beside files
+            self._refuse(404, "EntryNotFound")
             return
         repository, revision, name = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
         revisions = self.server.repositories.get(repository)
