@@ -5,6 +5,7 @@ What is slow to import waits until `train` is called, so that a mistake in a set
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from flipped_cli import provenance, quiet
 from flipped_cli.checks import WORLD_TEXT, check_data_dir, check_model_dir, method_of
 from flipped_cli.runs import TrainRun
-from flipped_core import interrupts, locks
+from flipped_core import hub, interrupts, locks
 from flipped_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,7 +47,32 @@ def train(run: TrainRun, operative_gin: str = "") -> Any:
         interrupts.at_once(lambda: kept),
         processes.hold(run.model_dir, "MODEL_DIR") as lock,
     ):
-        return _run(run, operative_gin, lock)
+        return _run(_pinned(run), operative_gin, lock)
+
+
+def _pinned(run: TrainRun) -> TrainRun:
+    """The run with the commits of repositories of the hub, of which the first checkpoint is now downloaded.
+
+    The first process asks for the commits, so that all take the same; a run that resumes keeps its own. What fails in
+    one process ends all.
+    """
+    paths = {name: getattr(run, name) for name in ("initial_checkpoint_path", "vocab_path")}
+    paths = {name: path for name, path in paths.items() if path and hub.is_reference(path)}
+    if not paths:
+        return run
+    from t5_engine import exchange, processes
+
+    def ask() -> dict[str, str]:
+        before = provenance.read_recipe(run.model_dir)
+        return {name: hub.pin(path, before.get(name)) for name, path in paths.items()}
+
+    with processes.one_for_all():
+        pinned = processes.from_first(ask)
+        if "initial_checkpoint_path" in pinned and not provenance.has_checkpoints(run.model_dir):
+            exchange.prepare(pinned["initial_checkpoint_path"], run.model)
+        if "vocab_path" in pinned:
+            hub.vocabulary(pinned["vocab_path"])
+    return dataclasses.replace(run, **pinned)
 
 
 def _check(run: TrainRun) -> None:
