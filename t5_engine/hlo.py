@@ -32,9 +32,12 @@ _LIMIT = re.compile(r"constant\((\d+)\)")
 _KNOWN = re.compile(r'known_trip_count[^}]*?"n":"(\d+)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
-# Devices by their numbers in the mesh: {{0,1},{2,3}}, or [groups,size]<=[dims]T(axes) of all numbers in their order.
+# Devices by their numbers in the mesh: {{0,1},{2,3}}; or [groups,size]<=[dims]T(axes) of all numbers in their order; or
+# the axes of a mesh over which they lie, a part of one as 'axis':(what comes before it)size.
 _GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_MESH_AXIS = re.compile(r"'([^']+)'(?:=(\d+))?(?::\((\d+)\)(\d+))?")
 # Between slices of TPUs the compiler sends through the hosts.
 _MEGASCALE = '_xla_host_transfer_handler_name="xla_megascale_runtime"'
 _TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
@@ -210,11 +213,33 @@ def device_groups(rest: str) -> list[list[int]] | None:
         if iota[3]:
             numbers = numbers.transpose(tuple(map(int, iota[3].split(","))))
         return numbers.reshape(shape).tolist()
+    mesh = _MESH.search(rest)
+    if mesh:
+        return _along_axes(mesh[1], mesh[2])
     explicit = _GROUPS.search(rest)
     if explicit is None:
         return None
     groups = re.findall(r"\{([\d,]*)\}", explicit[1])
     return [[int(number) for number in group.split(",") if number] for group in groups]
+
+
+def _along_axes(mesh: str, axes: str) -> list[list[int]]:
+    sizes = {name: int(size) for name, size, _, _ in _MESH_AXIS.findall(mesh)}
+    # Each axis of the mesh as before x part x after, and which of these the groups lie along.
+    dims: list[int] = []
+    along: list[int] = []
+    parts = {name: (before, part) for name, _, before, part in _MESH_AXIS.findall(axes)}
+    for name, size in sizes.items():
+        before, part = (int(text or 0) for text in parts.get(name, ("", "")))
+        if name in parts:
+            before, part = (before, part) if part else (1, size)
+            along.append(len(dims) + 1)
+            dims += [before, part, size // (before * part)]
+        else:
+            dims.append(size)
+    numbers = np.arange(math.prod(dims)).reshape(dims)
+    numbers = np.moveaxis(numbers, along, range(-len(along), 0))
+    return numbers.reshape(-1, math.prod(dims[axis] for axis in along)).tolist()
 
 
 def _spans(collective: Instruction, per_slice: int) -> bool:

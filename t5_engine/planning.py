@@ -1,8 +1,8 @@
 """What a training step and scoring would take on devices that are not at hand: compiled, measured, never run.
 
 The programs are those that the trainer and the scorer run, lowered with abstract arrays: no parameter is allocated.
-With the `libtpu` wheel the TPU compiler works on any machine. Without it, and for GPUs, the programs are compiled for as
-many virtual CPU devices: then the time is unknown, and memory is the CPU compiler's estimate.
+With the `libtpu` wheel the TPU compiler works on any machine. Without it, and for GPUs, the programs are compiled for
+as many virtual CPU devices: then the time is unknown, and memory is the CPU compiler's estimate.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ METHODS = ("direct", "channel", "flipped")
 # The share of a GPU's memory that a step may take by the CPU compiler's estimate.
 GPU_MEMORY_SHARE = 0.9
 LEAST_EFFORT = {"exec_time_optimization_effort": -1.0}
+# For virtual devices: a quarter of the time for XL, and the same memory and collectives.
+_CPU_OPTIONS = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
 # Calls whose cost the TPU compiler does not know; it counts -1 s for each.
 _COSTLESS = ("ConcatBitcast", "SliceId", "ZeroCrop")
 # The compiler's refusals. Of the two forms only the first was met with libtpu 0.0.42.1.
@@ -152,7 +157,7 @@ def measure(lowered: Any, topology: Topology, flops: float) -> CompileStats:
     """Compiles a program and reads what it says of itself; one that does not fit is a result too."""
     began = time.perf_counter()
     try:
-        compiled = lowered.compile(LEAST_EFFORT if topology.quick else None)
+        compiled = lowered.compile(_compiler_options(topology))
     except jax.errors.JaxRuntimeError as error:
         peak = out_of_memory(str(error))
         if peak is None:
@@ -179,6 +184,12 @@ def measure(lowered: Any, topology: Topology, flops: float) -> CompileStats:
         program.between_slices(name.per_slice) if name.slices > 1 else {},
         seconds,
     )
+
+
+def _compiler_options(topology: Topology) -> dict[str, Any] | None:
+    if not topology.is_tpu:
+        return _CPU_OPTIONS
+    return LEAST_EFFORT if topology.quick else None
 
 
 def seconds_once(cost: Mapping[str, float], program: Program) -> float | None:
