@@ -139,7 +139,7 @@ def _from_gin(name: str, method: str) -> tuple[Any, dict[str, Any]] | None:
     gin.clear_config()
     for path in paths:
         gin.parse_config_file(str(path))
-    model = gin_config.call(T5Config)
+    model = gin_config.make(T5Config)
     names = ("MODEL_PARALLELISM", "FSDP", "MICROBATCHES")
     return model, {macro.lower(): gin.query_parameter(f"%{macro}") for macro in names}
 

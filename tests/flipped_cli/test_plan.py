@@ -84,7 +84,7 @@ def test_gpus_get_a_proposal() -> None:
             "model_parallelism: expected a divisor of the 8 chips of each node of h100:8*2, got 16",
         ),
         (("--topology", "v5p-63"), "unknown accelerator type 'v5p-63'; nearest: 'v5p-64'"),
-        (("--topology", "v5e:2x2", "--remat", "ful"), "unknown remat 'ful'"),
+        (("--topology", "v5e:2x2", "--remat", "ful"), "got 'ful'; nearest: 'full'"),
         (("--topology", "v5e:2x2", "--microbatches", "0"), "microbatches: expected at least 1"),
     ],
 )
