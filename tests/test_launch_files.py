@@ -274,6 +274,87 @@ def test_when_a_tpu_pod_is_started_again(
     assert not (tmp_path / "worker0").exists()
 
 
-def steps(model_dir: pathlib.Path) -> list[int]:
-    lines = (model_dir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["step"] for line in lines]
+# Two processes on loopback. In the first attempt the second one is killed after some steps.
+SRUN = """#!{python}
+import os, pathlib, signal, subprocess, sys, time
+state = pathlib.Path(os.environ["STATE"])
+first = not (state / "started").exists()
+(state / "started").touch()
+command = sys.argv[1:]
+while command[0].startswith("-"):
+    command.pop(0)
+processes = []
+for n in range(2):
+    environment = dict(
+        os.environ, SLURM_JOB_ID=os.environ["JOB"], SLURM_STEP_NODELIST="127.0.0.1", SLURM_NTASKS="2",
+        SLURM_PROCID=str(n), SLURM_LOCALID=str(n),
+    )
+    processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
+metrics = pathlib.Path(os.environ["MODEL_DIR"]) / "metrics.jsonl"
+while first and all(process.poll() is None for process in processes):
+    if metrics.exists() and len(metrics.read_text().splitlines()) >= 3:
+        os.killpg(processes[1].pid, signal.SIGKILL)
+        break
+    time.sleep(0.05)
+sys.exit(max(code if code >= 0 else 128 - code for code in [process.wait() for process in processes]))
+"""
+TINY = (
+    "--gin.TRAIN_STEPS=12 --gin.BATCH_SIZE=4 --gin.CHECKPOINT_PERIOD=2 --gin.LOG_PERIOD=1 "
+    "--gin.MIXTURE_OR_TASK_NAME=direct.super_glue_rte --gin.COORDINATOR_TIMEOUT=200 "
+    "--gin.TASK_FEATURE_LENGTHS={'inputs':32,'targets':8} --gin.T5Config.vocab_size=512"
+)
+
+
+def real_settings(tmp_path: pathlib.Path, vocab: str) -> dict[str, str]:
+    return {
+        "STATE": str(tmp_path),
+        "JOB": str(os.getpid()),
+        "PORT": str(21_000 + os.getpid() % 9_000),
+        "MODEL": "tiny",
+        "RECIPE": "direct",
+        "MODEL_DIR": str(tmp_path / "run"),
+        "VOCAB_PATH": vocab,
+        "INITIAL_CHECKPOINT_PATH": "None",
+        "DATA_DIR": "None",
+        "PYTHON": sys.executable,
+        "PAUSE": "1",
+        "SETTINGS": TINY,
+        "JAX_PLATFORMS": "cpu",
+    }
+
+
+def assert_each_step_once(tmp_path: pathlib.Path) -> None:
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 13))
+
+
+@pytest.mark.slow
+def test_a_killed_process_on_slurm(tmp_path: pathlib.Path, small_vocab_path: str) -> None:
+    stand_in(tmp_path / "tools", "srun", SRUN.format(python=sys.executable))
+    settings = real_settings(tmp_path, small_vocab_path)
+    done = run("slurm.sh", tools=tmp_path / "tools", settings=settings, seconds=900)
+    assert done.returncode == 0 and "restart 1 of" in done.stdout, done.stdout + done.stderr
+    assert_each_step_once(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_of_a_tpu_pod(tmp_path: pathlib.Path, small_vocab_path: str) -> None:
+    kill = (
+        'metrics = pathlib.Path(os.environ["MODEL_DIR"]) / "metrics.jsonl"\n'
+        'if action == "ssh" and "status" in flags["--command"] and not (state / "killed").exists():\n'
+        "    if metrics.exists() and len(metrics.read_text().splitlines()) >= 3:\n"
+        '        group = int((workers[1] / "flipped" / "worker.pid").read_text())\n'
+        '        (state / "killed").touch()\n'
+        "        os.killpg(group, 9)\n"
+    )
+    text = GCLOUD.format(python=sys.executable).replace(
+        'if action == "create"', kill + 'if action == "create"'
+    )
+    stand_in(tmp_path / "tools", "gcloud", text)
+    settings = {**real_settings(tmp_path, small_vocab_path), "INSTALL": "true", "POLL": "1"}
+    words = {"STOP_SECONDS": "20", "GRACE": "200"}
+    done = run(
+        "tpu_pod.sh", "run", tools=tmp_path / "tools", settings=settings | words, seconds=900
+    )
+    assert done.returncode == 0 and "restart 1 of" in done.stdout, done.stdout + done.stderr
+    assert_each_step_once(tmp_path)
