@@ -29,8 +29,8 @@ DATA_DIR=${DATA_DIR:?the rows, a folder of \'flipped data prepare\'}
 PYTHON=${PYTHON:-.venv/bin/python}               # with the extra cuda; the same path on all nodes
 MAX_RESTARTS=${MAX_RESTARTS:-20}                 # after failures; a time limit does not count
 PAUSE=${PAUSE:-30}                               # seconds before a restart
-# Flags for mesh, memory and speed: `flipped plan --model xl --topology h100:8*2 --only train --dtype bfloat16` proposes
-# them. float32 is the recipe of the 3B models, bfloat16 that of the 11B model and of all measured speeds.
+# Flags for mesh, memory and speed, between spaces: `flipped plan --model xl --topology h100:8*2 --only train --dtype
+# bfloat16` proposes them. float32 is the recipe of the 3B models, bfloat16 that of the 11B model and of all measured speeds.
 read -ra SETTINGS <<<"${SETTINGS:---gin.FSDP=True --gin.REMAT=minimal --gin.MICROBATCHES=1 --gin.DTYPE=bfloat16 --gin.T5Config.attention=cudnn}"
 
 set -u

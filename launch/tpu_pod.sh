@@ -22,7 +22,8 @@ MODEL_DIR=${MODEL_DIR:-gs://BUCKET/runs/flipped_xl}
 VOCAB_PATH=${VOCAB_PATH:-gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model}
 INITIAL_CHECKPOINT_PATH=${INITIAL_CHECKPOINT_PATH:-gs://t5-data/pretrained_models/t5x/t5_1_1_lm100k_xl/checkpoint_1100000}
 DATA_DIR=${DATA_DIR:-gs://BUCKET/data}           # a folder of 'flipped data prepare'; None is the made-up rows
-# Flags for mesh, memory and speed: `flipped plan --model xl --topology v5p-64 --dtype bfloat16` says what they take.
+# Flags for mesh, memory and speed, between spaces: `flipped plan --model xl --topology v5p-64 --dtype bfloat16` says what
+# they take.
 # float32 is the recipe of the 3B models, bfloat16 that of the 11B model and of all plans.
 SETTINGS=${SETTINGS:---gin.DTYPE=bfloat16}
 PYTHON=${PYTHON:-.venv/bin/python}               # on the workers
@@ -53,9 +54,10 @@ train_command() { # what each worker runs
   local command=("$PYTHON" train.py --gin_file="gin/models/$MODEL.gin" --gin_file="gin/recipes/$RECIPE.gin"
     --gin_file=gin/runs/train.gin --gin.MODEL_DIR="$MODEL_DIR" --gin.VOCAB_PATH="$VOCAB_PATH"
     --gin.INITIAL_CHECKPOINT_PATH="$INITIAL_CHECKPOINT_PATH")
+  local settings
+  read -ra settings <<<"$SETTINGS"
   [[ $DATA_DIR != None ]] && command+=(--data_dir="$DATA_DIR")
-  printf '%q ' "${command[@]}"
-  printf '%s\n' "$SETTINGS"
+  printf '%q ' "${command[@]}" "${settings[@]}"
 }
 
 copy() {

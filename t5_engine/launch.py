@@ -147,7 +147,8 @@ def _report(group: Group, timeout: float) -> str:
     said = {"process": group.index, "count": group.count, "host": socket.gethostname()}
     while True:
         try:
-            with socket.create_connection((host, int(port)), timeout=timeout) as connection:
+            address = (host.strip("[]"), int(port))  # IPv6 stands in brackets
+            with socket.create_connection(address, timeout=timeout) as connection:
                 connection.sendall(json.dumps(said).encode() + b"\n")
                 connection.settimeout(timeout + 10)  # it waits for others as long as we would
                 answer = _hear(connection)
