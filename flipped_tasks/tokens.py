@@ -219,7 +219,8 @@ def encode(
             raise UserError(f"lengths[{name!r}]: expected at least 1, got {lengths.get(name)!r}")
     inputs, inputs_cut = _encode_inputs(formatted, vocab, lengths["inputs"], input_eos)
     targets = formatted.targets
-    ids = vocab.spans(targets) if len(targets) > 1 else vocab.encode_text(str(targets[0]))
+    # A prompt without instruction text gives FLIPPED no target: `flipped tasks render` shows it all the same.
+    ids = vocab.encode_text(str(targets[0])) if len(targets) == 1 else vocab.spans(targets)
     room = lengths["targets"] - 1
     return Encoded(inputs, [*ids[:room], vocab.eos], inputs_cut, max(0, len(ids) - room))
 
