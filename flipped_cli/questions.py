@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flipped_cli import offline
 from flipped_cli.rows import parse_argument, read_rows
 from flipped_core.errors import UserError
 
@@ -45,7 +46,7 @@ def shared_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--checkpoint",
             required=True,
-            help="A run's folder, a checkpoint, or a folder of Hugging Face's.",
+            help="A run's folder, a checkpoint, a Hugging Face folder, or hf://OWNER/NAME[@REVISION].",
         ),
         click.option(
             "--vocab", help="A SentencePiece model; by default the one that the run's folder names."
@@ -66,6 +67,7 @@ def shared_options(function: Callable[..., None]) -> Callable[..., None]:
             "--jsonl", help="A file of questions, one JSON object a line, or - for stdin."
         ),
         click.option("--module", "modules", multiple=True, help="A module of one's own datasets."),
+        offline.option,
     )
     for option in reversed(options):
         function = option(function)

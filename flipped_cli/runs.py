@@ -88,7 +88,7 @@ class EvalRun(Request, ProcessGroup):
     """One evaluation job; what is None is as in the checkpoint's training."""
 
     checkpoint_path: tuple[str, ...] = setting(
-        "Checkpoints: run folders, steps of them, Hugging Face folders or T5X checkpoints.",
+        "Checkpoints: run folders, steps of them, Hugging Face folders or hf://OWNER/NAME, T5X checkpoints.",
         macro="CHECKPOINT_PATH",
         option="checkpoint",
         path=True,

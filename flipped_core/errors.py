@@ -28,6 +28,10 @@ def shown(value: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+class StorageError(UserError):
+    """A disk that is full or broken, in one line. Threads of libraries may still be failing to write."""
+
+
 def nearest(got: str, known: Iterable[str], most: int = 3) -> list[str]:
     """The names in `known` that are most like `got`, best first, at most `most` of them.
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import shutil
-import tempfile
 
 from etils import epath
 
 from flipped_core.errors import UserError
-from flipped_core.files import write_atomically
+from flipped_core.files import temporary_folder, write_atomically
 from flipped_core.paths import explain, is_bucket
 
 _WHOLE = 1 << 26  # bytes of a file that is copied at once
@@ -27,9 +27,11 @@ class Uploaded:
         self._folder = folder
         self._in_bucket = is_bucket(folder)
         self._sent: dict[str, tuple[int, int]] = {}  # name -> size and time of the copy
-        self.local = pathlib.Path(
-            tempfile.mkdtemp(prefix="flipped.") if self._in_bucket else folder
-        )
+        self._stack = contextlib.ExitStack()
+        if self._in_bucket:
+            self.local = self._stack.enter_context(temporary_folder())
+        else:
+            self.local = pathlib.Path(folder)
 
     def upload(self) -> None:
         """Copies what has changed; does nothing for a local folder.
@@ -48,11 +50,8 @@ class Uploaded:
 
     def close(self) -> None:
         """The last `upload`; the temporary folder goes."""
-        try:
+        with self._stack:
             self.upload()
-        finally:
-            if self._in_bucket:
-                shutil.rmtree(self.local, ignore_errors=True)
 
 
 def upload_file(path: pathlib.Path, target: epath.Path) -> None:

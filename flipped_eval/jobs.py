@@ -7,6 +7,7 @@ job has written is not scored again. At the end `results.json` is made of all th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -14,9 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from etils import epath
+
+from flipped_core import files, interrupts, locks
 from flipped_core.errors import UserError, unknown
 from flipped_core.files import Json
-from flipped_core.paths import has_scheme, to_path
+from flipped_core.paths import has_scheme, is_bucket, to_local_path, to_path
 from flipped_eval import estimate, keys, planning, results, run_files, shards
 from flipped_eval.planning import Model, Plan, Request
 from flipped_eval.scoring import Announce, Job, Progress, Scorer
@@ -80,7 +84,8 @@ def evaluate(
     resamples: int = RESAMPLES,
     pairs_together: int = PAIRS_TOGETHER,
     announce: Announce = log.info,
-    tell_plan: Callable[[Told], bool] = lambda told: True,
+    tell_plan: Callable[[Told], object] = lambda told: None,
+    plan_only: bool = False,
 ) -> Json:
     """Evaluates models on suites and writes `results.json` into `output_dir`.
 
@@ -95,65 +100,88 @@ def evaluate(
       resamples: draws of the bootstrap and of the permutation test.
       pairs_together: (input, target) pairs of a chunk; a killed job scores its last chunk again.
       announce: gets a line for each unit that is done.
-      tell_plan: gets the plan before anything is scored; False ends the job there.
+      tell_plan: gets the plan before anything is scored.
+      plan_only: ends the job there; nothing is written, and another job may be running in `output_dir`.
 
     Returns:
       What was written to `results.json`, {} where only planned; see `results.finish`.
 
     Raises:
       UserError: an argument is not valid, a checkpoint or vocabulary does not fit, `output_dir` holds results of
-        another request, no task can be run, or a file cannot be written.
+        another request, another job is running there, no task can be run, or a file cannot be written.
     """
     _check(runs, request, resamples, batch_size)
-    tasks = planning.select_tasks(request)
-    engine = _Engine(batch_size, model_parallelism)
-    shardings = None if scorer else engine.shardings
-    weights = _Weights(runs, scorer or engine, shardings, verify_checkpoints)
-    models = [_model(run, *weights.described(run)) for run in runs]
-    plan = planning.make_plan(tasks, models, request)
-    processes.refuse_differences(_hashes(models, plan))
-    folder = to_path(output_dir, "output_dir")
-    described = _describe(request), [model.describe() for model in models]
+    with contextlib.ExitStack() as stack:
+        lock = None
+        if not plan_only:
+            kept = f"what was scored is kept in {output_dir}, and the same command resumes there"
+            stack.enter_context(interrupts.at_once(lambda: kept))
+            lock = stack.enter_context(processes.hold(output_dir, "output_dir"))
+            if processes.is_first() and not is_bucket(output_dir):
+                files.remove_temporary(to_local_path(output_dir), dead_only=False)
+        tasks = planning.select_tasks(request)
+        engine = _Engine(batch_size, model_parallelism)
+        shardings = None if scorer else engine.shardings
+        weights = _Weights(runs, scorer or engine, shardings, verify_checkpoints)
+        models = [_model(run, *weights.described(run)) for run in runs]
+        plan = planning.make_plan(tasks, models, request)
+        processes.refuse_differences(_hashes(models, plan))
+        folder = to_path(output_dir, "output_dir")
+        described = _describe(request), [model.describe() for model in models]
 
-    def look() -> tuple[Json, bool]:
-        """What the folder holds, and whether to go on: what the first process finds, in all of them."""
-        run_files.check_run(folder, *described)
-        scores = shards.read(folder)
-        stored = scores.done()
+        def look() -> Json:
+            """What the folder holds: what the first process finds, in all of them."""
+            run_files.check_run(folder, *described)
+            scores = shards.read(folder)
+            stored = scores.done()
 
-        def left(unit: planning.Unit) -> bool:
-            return unit.key not in stored.ended
+            def left(unit: planning.Unit) -> bool:
+                return unit.key not in stored.ended
 
-        told = Told(plan, plan.total(left), estimate.seconds(plan, left))
-        for line in results.left_out(folder, scores, unfinished=told.waiting.templates > 0):
-            announce(line)
-        go_on = tell_plan(told)
-        if go_on:
-            run_files.open_run(folder, *described, _places(runs))
+            told = Told(plan, plan.total(left), estimate.seconds(plan, left))
+            for line in results.left_out(folder, scores, unfinished=told.waiting.templates > 0):
+                announce(line)
+            tell_plan(told)
+            if not plan_only:
+                run_files.open_run(folder, *described, _places(runs))
+                run_files.write_plan(folder, plan)
+            return stored.to_json()
+
+        found = processes.from_first(look)
+        if plan_only:
+            return {}
+        stored, first = shards.Done.from_json(found), processes.is_first()
+        progress = Progress(plan.total().choices, announce if first else None)
+        job = Job(plan, stored, _Writer(folder, lock) if first else None, progress, pairs_together)
+        try:
+            for run, model in sorted(
+                zip(runs, models, strict=True), key=lambda both: weights.place(both[0])
+            ):
+                if segments := job.waiting(model):
+                    job.score(segments, weights.scorer(run))
+        finally:
+            progress.close()
+        plan.failed += job.failed
+
+        def conclude() -> Json:
             run_files.write_plan(folder, plan)
-        return stored.to_json(), go_on
+            return results.finish(folder, resamples)
 
-    found, go_on = processes.from_first(look)
-    if not go_on:
-        return {}
-    stored, first = shards.Done.from_json(found), processes.is_first()
-    progress = Progress(plan.total().choices, announce if first else None)
-    job = Job(plan, stored, shards.Writer(folder) if first else None, progress, pairs_together)
-    try:
-        for run, model in sorted(
-            zip(runs, models, strict=True), key=lambda both: weights.place(both[0])
-        ):
-            if segments := job.waiting(model):
-                job.score(segments, weights.scorer(run))
-    finally:
-        progress.close()
-    plan.failed += job.failed
+        return processes.from_first(conclude)
 
-    def conclude() -> Json:
-        run_files.write_plan(folder, plan)
-        return results.finish(folder, resamples)
 
-    return processes.from_first(conclude)
+class _Writer(shards.Writer):
+    """Writes only while the folder is this job's."""
+
+    def __init__(self, output_dir: epath.Path, lock: locks.Lock | None) -> None:
+        super().__init__(output_dir)
+        self._lock = lock
+
+    def append(self, lines: Sequence[Json], about: Mapping[str, Json]) -> None:
+        """As `shards.Writer`; `UserError` also where another job has taken the folder over."""
+        if self._lock is not None:
+            self._lock.check()
+        super().append(lines, about)
 
 
 def _places(runs: Sequence[Run]) -> dict[str, str]:

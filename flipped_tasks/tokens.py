@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import sentencepiece
 
+from flipped_core import hub
 from flipped_core.errors import UserError
 from flipped_core.paths import to_path
 from flipped_tasks.methods import NUM_SENTINELS, Formatted, Piece, PieceKind, with_choice
@@ -49,13 +50,13 @@ class Vocabulary:
 
     @classmethod
     def from_file(cls, path: str | pathlib.Path) -> Vocabulary:
-        """Reads a SentencePiece `.model` file that holds no sentinels.
+        """Reads a SentencePiece `.model` file that holds no sentinels, of `hf://OWNER/NAME` the repository's.
 
         Raises:
           UserError: there is no such file, it is not a SentencePiece model, or its pad, eos and unk
             are not 0, 1 and 2.
         """
-        file = to_path(path, "vocabulary")
+        file = to_path(hub.vocabulary(str(path)), "vocabulary")
         if not file.is_file():
             raise UserError(f"vocabulary: expected a SentencePiece model file, got {str(path)!r}")
         processor = sentencepiece.SentencePieceProcessor()

@@ -40,8 +40,8 @@ _DELETED = ".deleted"
 # Why a folder is not a whole checkpoint, or None.
 Check = Callable[[epath.Path], str | None]
 
-# Orbax tells every step of its work at level INFO and warns about habits of its own.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax logs every step of its work, and with a traceback each error that it then raises.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:

@@ -1,7 +1,8 @@
 """Opening parameters in whatever layout they are, and writing them as a checkpoint of ours.
 
 Who needs parameters calls `load` (or `load_for`) with the path that the user gave: a run's folder or one of its
-checkpoints, a Hugging Face folder, or a T5X checkpoint in a folder or in a bucket.
+checkpoints, a Hugging Face folder, `hf://OWNER/NAME[@REVISION]` on its hub, or a T5X checkpoint in a folder or in a
+bucket.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from flipped_core import hub
 from flipped_core.errors import UserError, unknown
 from flipped_core.paths import to_path
 from t5_engine import (
@@ -36,7 +38,7 @@ ADAFACTOR = "adafactor"
 NO_OPTIMIZER = "none"
 # What is read of a folder in another format: patterns of the files whose checksums matter.
 _READ = {
-    "hf": ("config.json", "*.safetensors", "*.safetensors.index.json"),
+    "hf": ("config.json", "*.safetensors", "*.bin", "*.index.json"),
     "t5x": ("*",),
 }
 
@@ -60,6 +62,8 @@ def detect(path: str | pathlib.Path) -> str:
     Raises:
       UserError: none of them.
     """
+    if hub.is_reference(path):
+        return "hf"
     if t5x_files.is_checkpoint(path):
         return "t5x"
     folder = to_path(path)
@@ -109,12 +113,21 @@ def load(
     return to_params(weights, where), weights.config, weights.step
 
 
+def prepare(path: str, config: T5Config) -> None:
+    """Downloads a checkpoint of the hub; `UserError` before its tensors where it is of another size than `config`."""
+    checkpoints.refuse_other_model(path, huggingface_folder.read_config(path), config)
+    HuggingFaceWeights(path)
+
+
 def load_for(
     path: str | pathlib.Path, config: T5Config, shardings: Any = None, *, verify: bool = True
 ) -> Params:
     """The parameters that stand at a path, which must be of the size of `config`; `UserError` where not."""
     if detect(path) == "flipped":
         return checkpoints.load_for(path, config, shardings, verify=verify)
+    if hub.is_reference(path):
+        path = hub.pin(path)
+        prepare(path, config)
     weights = open_checkpoint(path, verify=verify)
     checkpoints.refuse_other_model(weights.path, weights.config, config)
     return to_params(weights, shardings)

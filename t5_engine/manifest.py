@@ -9,20 +9,22 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import fnmatch
+import functools
+import glob
 import hashlib
 import json
 import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from etils import epath
 
-from flipped_core import uploads
-from flipped_core.errors import UserError
+from flipped_core import failures, files, interrupts, uploads
+from flipped_core.errors import StorageError, UserError
 from flipped_core.files import read_json
+from flipped_core.owners import Owner, token_is_alive
 from flipped_core.paths import (
     check_bucket,
     explain,
@@ -36,6 +38,7 @@ from t5_engine import processes
 
 FILE = "manifest.json"
 FORMAT = 1
+_PARTIAL = ".partial"
 # What tells a reader that a folder is whole: of Hugging Face, T5X (Orbax, native) and ours; the manifest is the last.
 _MARKERS = ("config.json", "_METADATA", "checkpoint", "commit_success.txt", FILE)
 
@@ -63,31 +66,44 @@ def new_folder(out: str | pathlib.Path) -> Iterator[pathlib.Path]:
             f"{place} exists already; name a folder that does not, nothing is overwritten"
         )
     if is_bucket(place):
-        with _temporary() as folder:
+        with files.temporary_folder() as folder:
             yield folder
             write(folder)
             _upload(folder, place)
         return
-    target = pathlib.Path(place)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    out = pathlib.Path(place)
+    _remove_left(out)
+    beside = out.with_name(f".{out.name}.{Owner.current().token}{_PARTIAL}")
     try:
         beside.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
-    try:
-        yield beside
-        write(beside)
-        beside.rename(target)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    remove = functools.partial(shutil.rmtree, beside, ignore_errors=True)
+    kept = f"nothing was written to {out}"
+    with interrupts.at_once(lambda: kept, remove):
+        try:
+            yield beside
+            write(beside)
+            beside.rename(out)
+        except UserError:
+            raise
+        except Exception as error:
+            problem = failures.storage(error) or (str(error) if isinstance(error, OSError) else "")
+            if not problem:
+                raise
+            raise StorageError(
+                f"{out}: cannot be written: {problem}; nothing is left of it"
+            ) from error
+        finally:
+            remove()
 
 
-@contextlib.contextmanager
-def _temporary() -> Iterator[pathlib.Path]:
-    with tempfile.TemporaryDirectory(prefix="flipped.") as folder:
-        yield pathlib.Path(folder)
+def _remove_left(out: pathlib.Path) -> None:
+    """Removes what killed processes left of the same folder."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*{_PARTIAL}"):
+        token = left.name.removeprefix(f".{out.name}.").removesuffix(_PARTIAL)
+        if token_is_alive(token) is False:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _upload(folder: pathlib.Path, place: epath.Path) -> None:
@@ -115,8 +131,8 @@ def problems(folder: str | pathlib.Path) -> list[str]:
     Raises:
       UserError: the folder has no manifest, or one that cannot be read.
     """
-    folder = to_path(folder)
-    return _differences(folder, _read(folder / FILE), _names(folder))
+    root = to_path(folder)
+    return _differences(root, _read(root / FILE), _names(root))
 
 
 def refuse_damaged(folder: str | pathlib.Path, patterns: Sequence[str]) -> None:

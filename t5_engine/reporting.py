@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
+import os
+import pathlib
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
-import tensorboardX
 import tqdm
 from etils import epath
+from tensorboardX import event_file_writer
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from flipped_core import uploads
 from flipped_core.errors import UserError
@@ -63,9 +67,7 @@ class Reporter:
         kept = _drop_after(self._file, first_step)
         self._rows = kept if is_bucket(folder) else None  # of a file that is rewritten
         self._events = uploads.Uploaded(folder)
-        self._writer = tensorboardX.SummaryWriter(
-            str(self._events.local), purge_step=first_step + 1
-        )
+        self._scalars = _Scalars(self._events.local, purge_step=first_step + 1)
         self._steps, self._period, self._label = steps, period, label
         self._nominal_rate = nominal_rate
         self._bar = (
@@ -121,16 +123,14 @@ class Reporter:
 
     def saved(self, seconds: float) -> None:
         """Takes in how long a checkpoint held up the loop; in a bucket, TensorBoard's files are as new as it."""
-        self._writer.flush()
         self._events.upload()
         _add(self._here, {"checkpoint_seconds": seconds})
 
     def _report(self, step: int, learning_rate: float) -> None:
         row = {"step": step, **self._means(), "learning_rate": learning_rate, **self._speeds()}
         self._append(json.dumps(row) + "\n")
-        for name, value in row.items():
-            if name != "step":
-                self._writer.add_scalar(f"train/{name}", value, step)
+        scalars = {f"train/{name}": value for name, value in row.items() if name != "step"}
+        self._scalars.write(step, scalars)
         self._show(row)
         self._sums, self._here, self._since = {}, {}, time.perf_counter()
 
@@ -139,8 +139,7 @@ class Reporter:
             self._rows += line
             write_atomically(self._file, self._rows)
             return
-        with open(self._file, "a", encoding="utf-8") as file:
-            file.write(line)
+        _append(pathlib.Path(self._file), line)
 
     def _means(self) -> dict[str, float]:
         sums = dict(self._sums)
@@ -187,8 +186,49 @@ class Reporter:
         """Closes the bar and the files."""
         if self._bar is not None:
             self._bar.close()
-        self._writer.close()
+        self._scalars.close()
         self._events.close()
+
+
+class _Scalars:
+    """TensorBoard's event file, written by the thread that calls.
+
+    tensorboardX's `SummaryWriter` writes in a thread, which a full disk ends; its caller then waits forever.
+    """
+
+    def __init__(self, folder: pathlib.Path, purge_step: int) -> None:
+        """TensorBoard leaves out what earlier files say of steps from `purge_step` on."""
+        self._writer = event_file_writer.EventsWriter(str(folder / "events"))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._writer.write_event(
+            event_pb2.Event(wall_time=time.time(), step=purge_step, session_log=start)
+        )
+        self._writer.flush()
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        values = [
+            summary_pb2.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()
+        ]
+        summary = summary_pb2.Summary(value=values)
+        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _append(file: pathlib.Path, line: str) -> None:
+    """Adds a line; where it cannot be written, as on a full disk, no part of it stays."""
+    with file.open("ab", buffering=0) as out:
+        before = out.seek(0, os.SEEK_END)
+        try:
+            data = line.encode()
+            while data:
+                data = data[out.write(data) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                out.truncate(before)
+            raise
 
 
 def _add(sums: dict[str, float], values: Mapping[str, float]) -> None:

@@ -7,6 +7,7 @@ into memory. So opening a dataset costs milliseconds, whatever its size.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
-from flipped_core import bounded
+from flipped_core import bounded, locks
 from flipped_core.errors import UserError, unknown
 from flipped_tasks.datasets import get_dataset
 from flipped_tasks.draws import generator
@@ -48,6 +49,15 @@ def dataset_folder(dataset: str, data_dir: str) -> epath.Path:
 def index_name(split: str) -> str:
     """The file that says where each record of a split starts."""
     return f"index-{split}.npy"
+
+
+def hold(dataset: str, data_dir: str) -> contextlib.AbstractContextManager[locks.Lock]:
+    """Makes this process the only one that prepares a dataset in a folder, until the end of the block.
+
+    Raises:
+      UserError: another process does.
+    """
+    return locks.hold(dataset_folder(dataset, data_dir), "data folder")
 
 
 @dataclasses.dataclass(frozen=True)
