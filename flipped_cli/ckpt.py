@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
+from etils import epath
 
 from flipped_cli import offline, provenance
-from flipped_core import hub
+from flipped_core import files, hub
 from flipped_core.errors import UserError
+from flipped_core.paths import to_path
 
 if TYPE_CHECKING:
     from t5_engine.config import T5Config
@@ -57,7 +59,7 @@ def init(out: str, model: str, vocab: str, seed: int) -> None:
         params = jax.jit(lambda key: init_params(settings, key))(jax.random.key(seed))
         exchange.save(folder, params, settings, step=0)
         _write_origin(folder, "init", model=model, seed=seed)
-        manifest.copy(pathlib.Path(vocab), folder / VOCABULARY)
+        manifest.copy(vocab, folder / VOCABULARY)
     click.echo(f"{out}: {model}, {_count(settings):,} parameters, drawn with seed {seed}")
 
 
@@ -163,7 +165,7 @@ def info(checkpoint: str) -> None:
         if file is not None and name.endswith(".json"):
             click.echo(f"{name}: {json.dumps(_read(file), ensure_ascii=False, sort_keys=True)}")
         elif file is not None:
-            click.echo(f"{name}: {file.stat().st_size:,} bytes")
+            click.echo(f"{name}: {file.stat().length:,} bytes")
 
 
 @ckpt.command()
@@ -254,7 +256,7 @@ def _export_hf(
 ) -> None:
     """Writes the files that transformers reads, and the card."""
     from flipped_cli import model_card, quiet, tokenizer_files
-    from t5_engine import huggingface_folder
+    from t5_engine import huggingface_folder, manifest
 
     quiet.import_tensorflow()
     run_file = _beside(checkpoint, provenance.RUN_FILE)
@@ -275,7 +277,9 @@ def _export_hf(
         results,
         _size_name(weights.config),
     )
-    tokenizer_files.write(folder, pathlib.Path(vocabulary))
+    with files.temporary_folder() as place:
+        manifest.copy(vocabulary, place / VOCABULARY)
+        tokenizer_files.write(folder, place / VOCABULARY)
     huggingface_folder.write(weights, folder, dtype=settings["dtype"] or "float32")
     (folder / CARD).write_text(card, encoding="utf-8")
 
@@ -287,9 +291,9 @@ def _refuse_other_kind(kind: str) -> None:
         raise unknown("layout", kind, ("hf", "t5x"))
 
 
-def _vocabulary(given: str | None, source: str, config: T5Config) -> pathlib.Path | None:
+def _vocabulary(given: str | None, source: str, config: T5Config) -> epath.Path | None:
     """The SentencePiece model that was given or stands beside the source, checked against the model."""
-    path = pathlib.Path(hub.vocabulary(given)) if given else _beside(source, VOCABULARY)
+    path = to_path(hub.vocabulary(given), "--vocab") if given else _beside(source, VOCABULARY)
     if path is None:
         return None
     if not given:
@@ -306,20 +310,18 @@ def _vocabulary(given: str | None, source: str, config: T5Config) -> pathlib.Pat
     return path
 
 
-def _existing(path: str | None) -> pathlib.Path | None:
-    return pathlib.Path(path) if path and pathlib.Path(path).is_file() else None
+def _existing(path: str | None) -> epath.Path | None:
+    return to_path(path) if path and to_path(path).is_file() else None
 
 
-def _beside(checkpoint: str, name: str) -> pathlib.Path | None:
+def _beside(checkpoint: str, name: str) -> epath.Path | None:
     """A file in the checkpoint's folder, or in that of the run it is a step of."""
-    if "://" in checkpoint and not hub.is_reference(checkpoint):
-        return None
-    path = hub.local(checkpoint).absolute()
-    folders = [path, path.parent, path.parent.parent] if path.name.isdigit() else [path]
+    path = hub.local(checkpoint)
+    folders = [path, *path.parents[:2]] if path.name.isdigit() else [path]
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
-def _with_manifest(checkpoint: str) -> pathlib.Path | None:
+def _with_manifest(checkpoint: str) -> epath.Path | None:
     from t5_engine import manifest
 
     file = _beside(checkpoint, manifest.FILE)
@@ -338,7 +340,7 @@ def _write_origin(folder: pathlib.Path, command: str, **facts: Any) -> None:
     (folder / ORIGIN).write_text(text + "\n", encoding="utf-8")
 
 
-def _read(file: pathlib.Path) -> dict[str, Any]:
+def _read(file: epath.Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import pathlib
+import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from etils import epath
+
 from flipped_cli import errors, provenance, quiet
-from flipped_cli.checks import check_data_dir, method_of
+from flipped_cli.checks import check_data_dir, check_paths, method_of
 from flipped_cli.runs import EvalRun
 from flipped_core import hub
 from flipped_core.errors import UserError
+from flipped_core.paths import to_path
 
 if TYPE_CHECKING:
     from flipped_eval.jobs import Run, Told
@@ -38,6 +41,7 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
     Raises:
       UserError: a setting that does not fit the checkpoints or the data.
     """
+    check_paths(run, written=() if run.plan_only else ("output_dir",))
     with _joined(run):
         run = _pinned(run)
         trained = _trained(run)
@@ -121,10 +125,8 @@ def _pinned(run: EvalRun) -> EvalRun:
 def _vocabulary(checkpoint: str, recipe: Mapping[str, Any]) -> str | None:
     """The vocabulary of the training where it is at hand, else the one in the checkpoint's folder."""
     trained_with = recipe.get("vocab_path")
-    if trained_with and (hub.is_reference(trained_with) or pathlib.Path(trained_with).is_file()):
+    if trained_with and (hub.is_reference(trained_with) or to_path(trained_with).is_file()):
         return hub.vocabulary(trained_with)
-    if "://" in checkpoint and not hub.is_reference(checkpoint):
-        return trained_with
     beside = hub.local(checkpoint) / hub.VOCABULARY
     return str(beside) if beside.is_file() else trained_with
 
@@ -136,8 +138,8 @@ def _trained(run: EvalRun) -> dict[str, dict[str, Any]]:
             raise UserError(f"{name}: expected a name or a list of names, got an empty list")
     trained = {}
     for checkpoint in run.checkpoint_path:
-        if "://" not in checkpoint:
-            _check_folders(pathlib.Path(checkpoint), pathlib.Path(run.output_dir))
+        if not hub.is_reference(checkpoint):
+            _check_folders(to_path(checkpoint), to_path(run.output_dir))
         recipe = trained[checkpoint] = provenance.read_recipe(checkpoint)
         for missing, flag, found in (
             ("METHOD", "methods", run.method or recipe.get("mixture")),
@@ -154,12 +156,12 @@ def _trained(run: EvalRun) -> dict[str, dict[str, Any]]:
     return trained
 
 
-def _check_folders(checkpoint: pathlib.Path, output_dir: pathlib.Path) -> None:
+def _check_folders(checkpoint: epath.Path, output_dir: epath.Path) -> None:
     if not checkpoint.is_dir():
         raise UserError(f"checkpoint_path: expected a folder, there is none at {checkpoint}")
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"output_dir: expected a folder, or nothing yet, got the file {output_dir}")
-    if output_dir.resolve() == checkpoint.resolve():
+    if os.path.realpath(output_dir) == os.path.realpath(checkpoint):
         raise UserError(
             f"output_dir: expected another folder than checkpoint_path, got {output_dir}; both keep "
             f"a {provenance.RUN_FILE}"
@@ -181,7 +183,7 @@ def _run(run: EvalRun, checkpoint: str, recipe: Mapping[str, Any], method: str) 
 
     before = _vocabulary(checkpoint, recipe)
     vocab_path = hub.vocabulary(run.vocab_path) if run.vocab_path else str(before)
-    if before and pathlib.Path(before).is_file() and file_hash(vocab_path) != file_hash(before):
+    if before and to_path(before).is_file() and file_hash(vocab_path) != file_hash(before):
         raise UserError(
             f"vocab_path: {checkpoint} was trained with {before}, and {vocab_path} is another vocabulary"
         )

@@ -11,10 +11,13 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any
 
+from etils import epath
+
 from flipped_cli.runs import TrainRun
 from flipped_core import hub
 from flipped_core.errors import UserError
 from flipped_core.files import read_json, write_atomically
+from flipped_core.paths import to_path
 from flipped_core.settings import Resume, declared, from_mapping, plain, shown
 
 RUN_FILE = "run.json"
@@ -62,7 +65,7 @@ def open_run(run: TrainRun, operative_gin: str, *, write: bool = True) -> None:
       UserError: the folder has checkpoints and its `run.json` differs from `run`; nothing is
         written then.
     """
-    folder = pathlib.Path(run.model_dir)
+    folder = to_path(run.model_dir)
     file = folder / RUN_FILE
     if file.exists() and has_checkpoints(run.model_dir):
         _refuse_other(file, run)
@@ -75,7 +78,7 @@ def open_run(run: TrainRun, operative_gin: str, *, write: bool = True) -> None:
 
 def has_checkpoints(model_dir: str) -> bool:
     """Whether training would resume there rather than start."""
-    checkpoints = pathlib.Path(model_dir) / CHECKPOINTS
+    checkpoints = to_path(model_dir) / CHECKPOINTS
     return checkpoints.is_dir() and any(checkpoints.iterdir())
 
 
@@ -93,7 +96,7 @@ def read_recipe(model_dir: str) -> dict[str, Any]:
     return _read(file, partial=True)
 
 
-def _read(file: pathlib.Path, *, partial: bool) -> dict[str, Any]:
+def _read(file: epath.Path, *, partial: bool) -> dict[str, Any]:
     recipe = read_json(file).get("recipe")
     if not isinstance(recipe, Mapping):
         raise UserError(f"{file}: not a run file: expected an object 'recipe', got {shown(recipe)}")
@@ -110,7 +113,7 @@ def _recorded(run: TrainRun) -> dict[str, Any]:
     }
 
 
-def _refuse_other(file: pathlib.Path, run: TrainRun) -> None:
+def _refuse_other(file: epath.Path, run: TrainRun) -> None:
     before = _read(file, partial=False)
     for name, one in sorted(declared(TrainRun).items()):
         # A setting that the file's version did not know had its default.

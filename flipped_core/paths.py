@@ -169,6 +169,17 @@ def explain(error: BaseException) -> str:
     return "; ".join(lines[:2])[:300] or type(error).__name__
 
 
+def bucket_failure(error: BaseException) -> str | None:
+    """One line for an error that a bucket's client raised, such as rights that were lost; None for any other."""
+    frame = error.__traceback__
+    while frame is not None:
+        module = str(frame.tb_frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] in ("gcsfs", "fsspec"):
+            return f"a bucket cannot be read or written: {explain(error)}"
+        frame = frame.tb_next
+    return None
+
+
 def _probe(text: str, *, write: bool) -> None:
     """Lists one name below the path's bucket; creates and deletes an object there."""
     import fsspec

@@ -20,8 +20,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from etils import epath
+
 from flipped_core import hub
 from flipped_core.errors import UserError, nearest, unknown
+from flipped_core.paths import to_path
 from flipped_eval.keys import file_hash
 from flipped_tasks.methods import METHODS, Formatted, Piece, PieceKind, format_example
 from flipped_tasks.promptsource import TemplateSpec, load_template
@@ -262,7 +265,7 @@ class Model:
                 "names one"
             )
         vocabulary = Vocabulary.from_file(vocab)
-        if trained_with and pathlib.Path(trained_with).is_file():
+        if trained_with and to_path(trained_with).is_file():
             if file_hash(vocab) != file_hash(trained_with):
                 raise UserError(
                     f"vocab: {checkpoint} was trained with {trained_with}, and {vocab} is another vocabulary"
@@ -452,9 +455,9 @@ def _notes(encoded: Sequence[Encoded], logprobs: Sequence[float]) -> tuple[str, 
     return tuple(notes)
 
 
-def _recipe(checkpoint: pathlib.Path) -> Mapping[str, Any]:
+def _recipe(checkpoint: epath.Path) -> Mapping[str, Any]:
     """What `run.json` says in the run's folder, which is the checkpoint's or up to two above it; {} without one."""
-    for folder in (checkpoint, *checkpoint.absolute().parents[:2]):
+    for folder in (checkpoint, *checkpoint.parents[:2]):
         file = folder / RUN_FILE
         if file.is_file():
             try:

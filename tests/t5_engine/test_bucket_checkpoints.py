@@ -54,6 +54,7 @@ def put_back(gcs: Emulator, found: dict[str, bytes]) -> None:
             gcs.storage.delete_file(BUCKET, name)
     for name, content in found.items():
         about = {"name": name, "bucket": BUCKET, "size": str(len(content)), "generation": "1"}
+        about["contentType"] = "application/octet-stream"
         gcs.storage.create_file(BUCKET, name, content, about)
 
 
