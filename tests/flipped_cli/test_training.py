@@ -83,7 +83,9 @@ def test_other_schemes_are_no_folders_to_train_in(
 ) -> None:
     """`gs:/` is what `pathlib` makes of `gs://`. Nothing may be written: a folder named `gs:`, for instance."""
     monkeypatch.chdir(tmp_path)
-    expected = f"MODEL_DIR: expected a path, got '{address}'; expected a local path or gs://BUCKET/NAME"
+    expected = (
+        f"MODEL_DIR: expected a path, got '{address}'; expected a local path or gs://BUCKET/NAME"
+    )
     with pytest.raises(UserError, match=expected):
         run(address, vocab_path)
     assert not list(tmp_path.iterdir())
