@@ -15,13 +15,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flipped_cli import errors, provenance, quiet
-from flipped_cli.checks import check_data_dir, method_of
+from flipped_cli.checks import check_data_dir
 from flipped_cli.runs import EvalRun
 from flipped_core.errors import UserError
+from flipped_core.settings import declared
 
 if TYPE_CHECKING:
     from flipped_eval.jobs import Run, Told
     from flipped_eval.planning import Size
+    from flipped_eval.recipes import Recipe
 
 
 def evaluate(run: EvalRun) -> dict[str, Any]:
@@ -39,11 +41,15 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
       UserError: a setting that does not fit the checkpoints or the data.
     """
     with _joined(run):
-        trained = _trained(run)
+        trained = _recipes(run)
         check_data_dir(run.data_dir)
         _load_modules(run)
         from flipped_eval import jobs
+        from t5_engine import processes
 
+        if processes.is_first():
+            for line in (line for recipe in trained for line in recipe.lines()):
+                _announce(line)
         return jobs.evaluate(
             _labelled(_runs(run, trained), run.label),
             run,
@@ -95,29 +101,43 @@ def _load_modules(run: EvalRun) -> None:
     modules.load(run.task_modules)
 
 
-def _trained(run: EvalRun) -> dict[str, dict[str, Any]]:
-    """Checkpoint -> what training wrote of it; refuses what is not there, or leaves something open."""
+# Field of a recipe -> how the user gives it.
+_HOW = {
+    name: f"--gin.{one.setting.macro}=… (flipped eval: {option} …)"
+    for name, option in (
+        ("method", "--methods"),
+        ("lengths", "--inputs … --targets"),
+        ("input_eos", "--eos or --no_eos"),
+        ("vocab_path", "--vocab"),
+    )
+    for one in [declared(EvalRun)[name]]
+}
+
+
+def _recipes(run: EvalRun) -> list[Recipe]:
+    """How each checkpoint was trained, with what the user gave; refuses what is not there, or leaves something open."""
     for name in ("suites", "checkpoint_path", "method", "label"):
         if getattr(run, name) == ():
             raise UserError(f"{name}: expected a name or a list of names, got an empty list")
-    trained = {}
     for checkpoint in run.checkpoint_path:
         if "://" not in checkpoint:
             _check_folders(pathlib.Path(checkpoint), pathlib.Path(run.output_dir))
-        recipe = trained[checkpoint] = provenance.read_recipe(checkpoint)
-        for missing, flag, found in (
-            ("METHOD", "methods", run.method or recipe.get("mixture")),
-            ("VOCAB_PATH", "vocab", run.vocab_path or recipe.get("vocab_path")),
-        ):
-            if not found:
-                from t5_engine import exchange
+    return [_recipe(run, checkpoint) for checkpoint in dict.fromkeys(run.checkpoint_path)]
 
-                exchange.detect(checkpoint)
-                raise UserError(
-                    f"{missing} is not given, and {checkpoint} has no {provenance.RUN_FILE} that says it: "
-                    f"--gin.{missing}=… (flipped eval: --{flag} …)"
-                )
-    return trained
+
+def _recipe(run: EvalRun, checkpoint: str) -> Recipe:
+    from flipped_eval import recipes
+    from t5_engine import exchange
+
+    weights = exchange.open_checkpoint(checkpoint)
+    found = recipes.find(checkpoint, weights.path, weights.config).given(
+        method=", ".join(run.method) if run.method else None,
+        lengths=run.lengths,
+        input_eos=run.input_eos,
+        vocab_path=run.vocab_path,
+    )
+    found.require(_HOW)
+    return found
 
 
 def _check_folders(checkpoint: pathlib.Path, output_dir: pathlib.Path) -> None:
@@ -132,36 +152,25 @@ def _check_folders(checkpoint: pathlib.Path, output_dir: pathlib.Path) -> None:
         )
 
 
-def _runs(run: EvalRun, trained: Mapping[str, Mapping[str, Any]]) -> list[Run]:
+def _runs(run: EvalRun, trained: Sequence[Recipe]) -> list[Run]:
+    """One column for each checkpoint and method. The labels are made later."""
+    from flipped_eval.jobs import Run
+
     return [
-        _run(run, checkpoint, recipe, method)
-        for checkpoint, recipe in trained.items()
-        for method in run.method or (method_of(recipe["mixture"]),)
-    ]
-
-
-def _run(run: EvalRun, checkpoint: str, recipe: Mapping[str, Any], method: str) -> Run:
-    """One column; what is not given is the recipe's. The label is made later."""
-    from flipped_eval.jobs import LENGTHS, Run
-    from flipped_eval.keys import file_hash
-
-    before = recipe.get("vocab_path")
-    vocab_path = str(run.vocab_path or before)
-    if before and pathlib.Path(before).is_file() and file_hash(vocab_path) != file_hash(before):
-        raise UserError(
-            f"vocab_path: {checkpoint} was trained with {before}, and {vocab_path} is another vocabulary"
+        Run(
+            method=method,
+            vocab_path=str(recipe.vocab_path),
+            label="",
+            checkpoint=recipe.checkpoint,
+            lengths=recipe.lengths or {},
+            input_eos=bool(recipe.input_eos),
+            length_normalize=run.length_normalize,
+            exact_vocabulary=recipe.exact_vocabulary,
+            sources=recipe.sources,
         )
-    input_eos = run.input_eos
-    return Run(
-        method=method,
-        vocab_path=vocab_path,
-        label="",
-        checkpoint=checkpoint,
-        lengths=run.lengths or recipe.get("lengths") or LENGTHS,
-        input_eos=recipe.get("input_eos", True) if input_eos is None else input_eos,
-        length_normalize=run.length_normalize,
-        exact_vocabulary=before is None,
-    )
+        for recipe in trained
+        for method in run.method or (str(recipe.method),)
+    ]
 
 
 def _labelled(runs: Sequence[Run], labels: tuple[str, ...] | None) -> list[Run]:

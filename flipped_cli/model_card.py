@@ -13,8 +13,8 @@ from typing import Any
 
 import jinja2
 
-from flipped_cli.checks import METHODS
 from flipped_core.errors import UserError
+from flipped_eval.recipes import Recipe
 from t5_engine.weights import Weights, lazy_params, leaves
 
 TEMPLATE = pathlib.Path(__file__).with_name("model_card.md.jinja")
@@ -58,7 +58,7 @@ def read_results(path: str, weights: Weights) -> dict[str, Any]:
 def write_card(
     name: str,
     weights: Weights,
-    run: Mapping[str, Any],
+    trained: Recipe,
     origin: Mapping[str, Any],
     results: Mapping[str, Any] | None,
     size: str,
@@ -68,14 +68,13 @@ def write_card(
     Args:
       name: its title.
       weights: the checkpoint.
-      run: the content of `run.json`; {} where there is none.
+      trained: what the checkpoint's files record of its training.
       origin: the content of `origin.json`; {} where there is none.
       results: as from `read_results`; None where there are none.
       size: the name of the model's size.
     """
-    recipe = dict(run.get("recipe", {}))
+    recipe = dict(trained.run)
     mixture = str(recipe.get("mixture", ""))
-    method = next((m for m in METHODS if mixture.startswith((f"{m}_", f"{m}."))), None)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent),
         undefined=jinja2.StrictUndefined,
@@ -87,17 +86,18 @@ def write_card(
     parameters = sum(math.prod(leaf.shape) for leaf in leaves(weights.config).values())
     return environment.get_template(TEMPLATE.name).render(
         name=name,
-        method=method,
+        method=trained.method,
         size=size,
         parameters=f"{parameters:,}",
         model=weights.config.to_dict(),
         step=weights.step,
         recipe=recipe,
-        input_eos=recipe.get("input_eos", True),
+        input_eos=trained.input_eos,
+        lengths=trained.lengths,
         made_by=origin.get("command"),
         suites=_suites(),
         label_sets=_label_sets(),
-        **(_training(recipe, run, mixture) if recipe else {}),
+        **(_training(recipe, trained.run_content, mixture) if recipe else {}),
         **_evaluation(results),
     )
 
