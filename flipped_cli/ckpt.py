@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
+from etils import epath
 
 from flipped_cli import provenance
 from flipped_core.errors import UserError
@@ -289,7 +290,8 @@ def _beside(checkpoint: str, name: str) -> pathlib.Path | None:
     if "://" in checkpoint:
         return None
     path = pathlib.Path(checkpoint).absolute()
-    folders = [path, path.parent.parent] if path.parent.name == recipes.CHECKPOINTS else [path]
+    run = recipes.run_folder_of(epath.Path(path))
+    folders = [path, *([pathlib.Path(run)] if run is not None else [])]
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 

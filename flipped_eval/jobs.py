@@ -124,7 +124,7 @@ def evaluate(
         told = Told(plan, plan.total(left), estimate.seconds(plan, left))
         go_on = tell_plan(told)
         if go_on:
-            results.open_run(folder, *described, _places(runs))
+            results.open_run(folder, *described, _places(runs), _sources(runs))
             results.write_plan(folder, plan)
         return stored.to_json(), go_on
 
@@ -159,6 +159,15 @@ def _places(runs: Sequence[Run]) -> dict[str, str]:
         else str(pathlib.Path(run.checkpoint).absolute())
         for run in runs
         if run.checkpoint
+    }
+
+
+def _sources(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
+    """label -> field -> the name of the file that says it; no path, so that results do not depend on the folder."""
+    return {
+        run.label: {name: pathlib.PurePath(file).name for name, file in run.sources.items()}
+        for run in runs
+        if run.sources
     }
 
 

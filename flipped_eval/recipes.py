@@ -125,10 +125,6 @@ class Recipe:
         ]
         return [f"{self.checkpoint}: {'; '.join(used) or 'nothing is recorded'}", *self.notes]
 
-    def to_json(self) -> dict[str, Any]:
-        """What was used and where it comes from, for `results.json`."""
-        return {"checkpoint": self.checkpoint, **self.sources}
-
     def _texts(self) -> list[tuple[str, str]]:
         lengths = self.lengths or {}
         eos = "with" if self.input_eos else "without"
@@ -167,7 +163,7 @@ def find(checkpoint: str, place: str, config: T5Config) -> Recipe:
     folder = to_path(place)
     if not folder.is_dir():
         folder = folder.parent
-    run_folder = folder.parent.parent if folder.parent.name == CHECKPOINTS else None
+    run_folder = run_folder_of(folder)
     homes = [folder, *([run_folder] if run_folder is not None else [])]
     if folder.name.startswith("checkpoint_"):  # of T5X
         homes.append(folder.parent)
@@ -198,6 +194,12 @@ def find(checkpoint: str, place: str, config: T5Config) -> Recipe:
     return Recipe(
         checkpoint, **found, vocab_path=vocab, sources=sources, run=run, run_content=content
     )
+
+
+def run_folder_of(folder: epath.Path) -> epath.Path | None:
+    """The run that contains a checkpoint: RUN of RUN/checkpoints/N; None of any other folder."""
+    contained = folder.parent.name == CHECKPOINTS and folder.name.isdigit()
+    return folder.parent.parent if contained else None
 
 
 def method_of(mixture: str) -> str | None:

@@ -69,12 +69,14 @@ def open_run(
     request: Json,
     models: Sequence[Json],
     checkpoints: Mapping[str, str],
+    sources: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Takes `output_dir` for a request, or goes on with it; models that it does not know are added to it.
 
     Args:
       request, models: as for `check_run`.
       checkpoints: label -> where the weights were read; the report looks there for the log of the training.
+      sources: label -> for method, lengths, input_eos and vocab_path, the file that says it, or "given".
 
     Raises:
       UserError: as `check_run`.
@@ -83,8 +85,13 @@ def open_run(
     labels = {model["label"] for model in known}
     new = [model for model in models if model["label"] not in labels]
     if new:
-        before = read_json(output_dir / RUN)["checkpoints"] if known else {}
-        run = {"request": request, "models": known + new, "checkpoints": {**before, **checkpoints}}
+        before = read_json(output_dir / RUN) if known else {}
+        run = {
+            "request": request,
+            "models": known + new,
+            "checkpoints": {**before.get("checkpoints", {}), **checkpoints},
+            "sources": {**before.get("sources", {}), **(sources or {})},
+        }
         write_atomically(output_dir / RUN, to_json(run))
 
 
@@ -198,7 +205,7 @@ def _summary(
     return {
         "format": FORMAT,
         "request": run["request"],
-        "runs": run["models"],
+        "runs": [_with_sources(model, run) for model in run["models"]],
         "bootstrap": {"confidence": metrics.CONFIDENCE, "resamples": resamples},
         "results": rows,
         "comparisons": significance.compare_all(by_model, seed, resamples),
@@ -210,6 +217,12 @@ def _summary(
 
 def _task(line: Json) -> tuple[str, str, str, str]:
     return line["method"], line["suite"], line["task"], line["label_set"]
+
+
+def _with_sources(model: Json, run: Json) -> Json:
+    """A run with where its method, lengths, eos and vocabulary were read; unknown of older folders."""
+    sources = run.get("sources", {}).get(model["label"])
+    return model | {"sources": sources} if sources else model
 
 
 def _no_example(end: Json) -> str:

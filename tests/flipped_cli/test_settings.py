@@ -10,12 +10,14 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+from etils import epath
 
 from flipped_cli import gin_config, provenance
 from flipped_cli.options import run_of, settings_options
 from flipped_cli.runs import EvalRun, TrainRun
 from flipped_core import settings
 from flipped_core.errors import UserError
+from flipped_eval.recipes import read_run
 from t5_engine.config import T5Config
 
 TRAIN = ("gin/models/tiny.gin", "gin/recipes/direct.gin", "gin/runs/train.gin")
@@ -244,7 +246,10 @@ def test_choices_are_those_of_the_code_that_takes_them() -> None:
 
 
 def written(tmp_path: pathlib.Path, **changes: Any) -> TrainRun:
-    run = dataclasses.replace(of_train(f"MODEL_DIR={tmp_path}"), **changes)
+    vocabulary = tmp_path / "v.model"
+    vocabulary.write_bytes(b"pieces")
+    run = of_train(f"MODEL_DIR={tmp_path}", f"VOCAB_PATH={vocabulary}")
+    run = dataclasses.replace(run, **changes)
     provenance.open_run(run, "gin")
     (tmp_path / provenance.CHECKPOINTS / "1").mkdir(parents=True, exist_ok=True)
     return run
@@ -257,11 +262,16 @@ def test_run_json_gives_back_the_run(tmp_path: pathlib.Path) -> None:
         "task_modules": ("x.py",),
     }
     run = written(tmp_path, **changes)
-    recipe = provenance.read_recipe(str(tmp_path))
+    recipe = read_run(epath.Path(tmp_path / "run.json"), partial=False)
+    assert recipe["vocab_path"] == "spiece.model"  # the copy beside it
+    assert (tmp_path / "spiece.model").read_bytes() == b"pieces"
     local = {
-        name
-        for name, one in settings.declared(TrainRun).items()
-        if one.setting.resume is settings.Resume.LOCAL
+        "vocab_path",
+        *(
+            name
+            for name, one in settings.declared(TrainRun).items()
+            if one.setting.resume is settings.Resume.LOCAL
+        ),
     }
     assert {n: v for n, v in recipe.items() if n not in local} == {
         field.name: getattr(run, field.name)
@@ -293,13 +303,17 @@ OLD = {
 }  # fmt: skip
 
 
-def test_run_files_of_older_versions_resume(tmp_path: pathlib.Path) -> None:
+def test_run_files_of_older_versions_resume(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without `exclude_templates` and the settings that are recorded since."""
     run = of_train(f"MODEL_DIR={tmp_path}")
     model = {k: v for k, v in run.model.to_dict().items() if k != "matching_init"}
     text = json.dumps({"recipe": {**OLD, "model": model}, "versions": {}, "git_commit": None})
     (tmp_path / "run.json").write_text(text)
     (tmp_path / provenance.CHECKPOINTS / "1").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "v.model").write_bytes(b"pieces")
     provenance.open_run(run, "gin")
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(UserError, match="its exclude_templates is None, got {'qasc': "):
@@ -327,7 +341,7 @@ def test_a_run_file_with_odd_fields_is_one_line(
 ) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"recipe": {**OLD, **change}}))
     with pytest.raises(UserError, match=message) as caught:
-        provenance.read_recipe(str(tmp_path))
+        read_run(epath.Path(tmp_path / "run.json"), partial=True)
     assert "\n" not in str(caught.value)
 
 
@@ -335,7 +349,7 @@ def test_a_run_file_with_odd_fields_is_one_line(
 def test_a_run_file_that_is_none_is_one_line(tmp_path: pathlib.Path, text: str) -> None:
     (tmp_path / "run.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match="run.json") as caught:
-        provenance.read_recipe(str(tmp_path))
+        read_run(epath.Path(tmp_path / "run.json"), partial=True)
     assert "\n" not in str(caught.value)
 
 
