@@ -14,7 +14,10 @@ from typing import Any
 import jinja2
 
 from flipped_core.errors import UserError
+from flipped_core.markdown import Markdown, code, escape
+from flipped_core.settings import declared
 from flipped_eval.recipes import Recipe
+from t5_engine.run_settings import TrainRun
 from t5_engine.weights import Weights, lazy_params, leaves
 
 TEMPLATE = pathlib.Path(__file__).with_name("model_card.md.jinja")
@@ -73,7 +76,9 @@ def write_card(
       results: as from `read_results`; None where there are none.
       size: the name of the model's size.
     """
-    recipe = dict(trained.run)
+    known = declared(TrainRun)
+    whole = all(name in trained.run for name, one in known.items() if one.required)
+    recipe = {n: one.default for n, one in known.items()} | dict(trained.run) if whole else {}
     mixture = str(recipe.get("mixture", ""))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent),
@@ -81,8 +86,9 @@ def write_card(
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        finalize=lambda value: value if not isinstance(value, str) else value.replace("\n", " "),
+        finalize=lambda value: escape(value) if isinstance(value, str) else value,
     )
+    environment.filters["code"] = code
     parameters = sum(math.prod(leaf.shape) for leaf in leaves(weights.config).values())
     return environment.get_template(TEMPLATE.name).render(
         name=name,
@@ -110,13 +116,15 @@ def _training(recipe: Mapping[str, Any], run: Mapping[str, Any], mixture: str) -
     commit = run.get("git_commit")
     data_dir = recipe.get("data_dir")
     return {
-        "start": f"the checkpoint `{_last(start)}`" if start else "parameters drawn at random",
+        "start": Markdown(f"the checkpoint {code(_last(start))}")
+        if start
+        else "parameters drawn at random",
         "rate": f"{decay}{f', after {warmup} steps of warm-up' if warmup else ''}",
         "sampling": _SAMPLING.get(recipe.get("mixture_rates", "recipe"), "unknown"),
         "software": ", ".join(versions + ([f"this project at commit {commit}"] if commit else []))
         or "unknown",
         "rows": (
-            f"rows from prepared files (`{_last(data_dir)}`)"
+            Markdown(f"rows from prepared files ({code(_last(data_dir))})")
             if data_dir
             else "rows of this project's made-up world, no real data"
         ),
@@ -145,7 +153,7 @@ def _evaluation(results: Mapping[str, Any] | None) -> dict[str, Any]:
         "results": [
             {
                 "suite": _SUITES.get(row["suite"], row["suite"]),
-                "task": row["task"] or f"**mean of {row['tasks']} tasks**",
+                "task": row["task"] or Markdown(f"**mean of {row['tasks']} tasks**"),
                 "value": _percent(row["value"]),
                 "interval": _interval(row),
                 "chance": _percent(row["chance"]),
@@ -195,13 +203,15 @@ def _labels(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     for row in rows:
         if row["suite"] != "labels" or row["metric"] != "macro_f1":
             continue
-        task = row["task"] or "**mean**"
-        line = found.setdefault(task, {"task": task, "original": "–", "substitutes": "–"})
+        task = row["task"] or ""
+        line = found.setdefault(
+            task, {"task": task or Markdown("**mean**"), "original": "–", "substitutes": "–"}
+        )
         if row["label_set"] == ORIGINAL:
             line["original"] = _percent(row["value"])
         elif row["label_set"] == SUBSTITUTES:
             line["substitutes"] = _percent(row["value"])
-    mean = found.pop("**mean**", None)
+    mean = found.pop("", None)
     return [*found.values(), *([mean] if mean else [])]
 
 
@@ -218,7 +228,7 @@ def _label_sets() -> list[dict[str, Any]]:
     return [
         {
             "dataset": entry.dataset,
-            "template": entry.template.replace("|", r"\|"),
+            "template": entry.template,
             "words": entry.words,
             "sets": len(entry.sets),
         }

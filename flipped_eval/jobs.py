@@ -16,7 +16,7 @@ from typing import Any
 
 from flipped_core.errors import UserError, unknown
 from flipped_core.files import Json
-from flipped_eval import estimate, keys, planning, results, shards
+from flipped_eval import estimate, keys, planning, results, run_files, shards
 from flipped_eval.planning import Model, Plan, Request
 from flipped_eval.scoring import Announce, Job, Progress, Scorer
 from flipped_tasks.methods import METHODS
@@ -115,17 +115,20 @@ def evaluate(
 
     def look() -> tuple[Json, bool]:
         """What the folder holds, and whether to go on: what the first process finds, in all of them."""
-        results.check_run(folder, *described)
-        stored = shards.done(folder)
+        run_files.check_run(folder, *described)
+        scores = shards.read(folder)
+        stored = scores.done()
 
         def left(unit: planning.Unit) -> bool:
             return unit.key not in stored.ended
 
         told = Told(plan, plan.total(left), estimate.seconds(plan, left))
+        for line in results.left_out(folder, scores, unfinished=told.waiting.templates > 0):
+            announce(line)
         go_on = tell_plan(told)
         if go_on:
-            results.open_run(folder, *described, _places(runs), _sources(runs))
-            results.write_plan(folder, plan)
+            run_files.open_run(folder, *described, _places(runs), _sources(runs))
+            run_files.write_plan(folder, plan)
         return stored.to_json(), go_on
 
     found, go_on = processes.from_first(look)
@@ -145,7 +148,7 @@ def evaluate(
     plan.failed += job.failed
 
     def conclude() -> Json:
-        results.write_plan(folder, plan)
+        run_files.write_plan(folder, plan)
         return results.finish(folder, resamples)
 
     return processes.from_first(conclude)
@@ -329,5 +332,7 @@ def _describe(request: Request) -> Json:
         "exclude_datasets": sorted(request.exclude_datasets),
         "max_examples_per_task": request.max_examples,
         "seed": request.seed,
-        "label_sets": keys.file_hash(request.label_sets) if request.label_sets else None,
+        "label_sets": keys.file_hash(request.label_sets, "label_sets")
+        if request.label_sets
+        else None,
     }

@@ -179,6 +179,7 @@ def find(checkpoint: str, place: str, config: T5Config) -> Recipe:
     file = run_folder / RUN_FILE
     content = read_json(file)
     run = read_run(file, partial=True)
+    _check_versions(file, content)
     recorded = _recorded_vocabulary(file, content, run)
     why = _differs(run, content, config, vocab, recorded)
     if why is not None:
@@ -266,6 +267,15 @@ def _from_recipe_file(
     known = {name: getattr(found, name) for name in ("method", "lengths", "input_eos")}
     sources = sources | {name: str(file) for name, value in known.items() if value is not None}
     return Recipe(checkpoint, **known, vocab_path=vocab, sources=sources)
+
+
+def _check_versions(file: epath.Path, content: Mapping[str, Any]) -> None:
+    """Refuses a `run.json` whose versions or commit are not of their types."""
+    versions, commit = content.get("versions", {}), content.get("git_commit")
+    if not isinstance(versions, Mapping) or not all(isinstance(v, str) for v in versions.values()):
+        raise UserError(f"{file}: versions: expected {{package: version}}, got {shown(versions)}")
+    if not isinstance(commit, (str, type(None))):
+        raise UserError(f"{file}: git_commit: expected a name or None, got {shown(commit)}")
 
 
 def _recorded_vocabulary(
