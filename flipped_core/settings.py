@@ -249,8 +249,13 @@ def shown(value: Any) -> str:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of more than 4,300 digits, a list in itself
         text = f"a {type(value).__name__} that is too long to print"
+    return shortened(text)
+
+
+def shortened(text: str, most: int = _SHOWN) -> str:
+    """A text on one line of at most `most` characters."""
     text = " ".join(text.split())
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def plain(value: Any) -> Any:

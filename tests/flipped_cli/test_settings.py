@@ -59,6 +59,21 @@ def test_false_is_false_however_it_is_written(text: str) -> None:
     assert of_train(f"FSDP={text}", f"INPUT_EOS={text}").input_eos is False
 
 
+def test_booleans_in_gin_files(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "own.gin"
+    for text in ("true", "TRUE", "True"):
+        file.write_text(f"\ufeffFSDP = {text}  # a comment\nINPUT_EOS={text}\n")
+        assert of_train(files=(*TRAIN, str(file))).fsdp is True
+    file.write_text("FSDP = false\nTrainRun.input_eos = FALSE\nDATA_DIR = 'a = true'\n")
+    run = of_train(files=(*TRAIN, str(file)))
+    assert (run.fsdp, run.input_eos, run.data_dir) == (False, False, "a = true")
+    file.write_text("FSDP = yes\n")
+    with pytest.raises(
+        UserError, match="own.gin: not gin syntax: a text needs quotes, line 1: FSDP = yes"
+    ):
+        of_train(files=(*TRAIN, str(file)))
+
+
 def test_true_in_lower_case_is_true() -> None:
     assert of_eval("LENGTH_NORMALIZE=true", "PLAN_ONLY=TRUE").length_normalize is True
     assert of_train("T5Config.unroll_layers=true").model.unroll_layers is True
