@@ -45,11 +45,8 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
         check_data_dir(run.data_dir)
         _load_modules(run)
         from flipped_eval import jobs
-        from t5_engine import processes
 
-        if processes.is_first():
-            for line in (line for recipe in trained for line in recipe.lines()):
-                _announce(line)
+        lines = [line for recipe in trained for line in recipe.lines()]
         return jobs.evaluate(
             _labelled(_runs(run, trained), run.label),
             run,
@@ -57,7 +54,7 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
             batch_size=run.batch_size,
             model_parallelism=run.model_parallelism,
             announce=_announce,
-            tell_plan=functools.partial(_show_plan, run.plan_only),
+            tell_plan=functools.partial(_show_plan, run.plan_only, lines),
         )
 
 
@@ -199,8 +196,8 @@ def _announce(line: str) -> None:
     tqdm.tqdm.write(line)
 
 
-def _show_plan(plan_only: bool, told: Told) -> bool:
-    """Prints what will be scored: tasks, templates, examples, choices, tokens, and about how long it takes.
+def _show_plan(plan_only: bool, lines: Sequence[str], told: Told) -> bool:
+    """Prints how the checkpoints are asked (`lines`) and what will be scored: tasks, templates, examples, choices, tokens, and about how long it takes.
 
     Returns whether it is to be scored now.
     """
@@ -209,6 +206,8 @@ def _show_plan(plan_only: bool, told: Told) -> bool:
     from flipped_cli import tables
     from flipped_eval.planning import Size
 
+    for line in lines:
+        _announce(line)
     by_task: dict[tuple[str, str], Size] = {}
     for unit in told.plan.units():
         size = by_task.setdefault((unit.task.suite, unit.task.task), Size())

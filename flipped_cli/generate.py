@@ -8,8 +8,13 @@ from typing import Any
 
 import click
 
-from flipped_cli.questions import in_parts, load_model, read_questions, shared_options
-from t5_engine.run_settings import FEATURES
+from flipped_cli.questions import (
+    RECORDED_OPTIONS,
+    in_parts,
+    load_model,
+    read_questions,
+    shared_options,
+)
 
 
 @click.command()
@@ -39,7 +44,7 @@ def generate(
     """
     from mixtures.modules import load
 
-    recorded = {name: asked.pop(name) for name in (*FEATURES, "input_eos", "vocab_path")}
+    recorded = {name: asked.pop(name) for name in RECORDED_OPTIONS}
     load(modules)
     model = None
     for part in in_parts(read_questions(**asked)):

@@ -88,7 +88,8 @@ def _options(one: Declared) -> list[Callable[..., Any]]:
     if setting.keys:
         texts = {key: f"{setting.doc} ({key})" for key in setting.keys}
         return [
-            click.option(f"--{key}", metavar="NUMBER", help=text) for key, text in texts.items()
+            click.option(f"--{key}", f"{one.name}_{key}", metavar="NUMBER", help=text)
+            for key, text in texts.items()
         ]
     if one.type is bool:
         return [click.option(name, one.name, is_flag=True, **shown)]
@@ -112,7 +113,8 @@ def _is_mapping(one: Declared) -> bool:
 
 
 def _by_key(one: Declared, given: Mapping[str, Any], label: str) -> dict[str, str] | None:
-    values = {key: given[key] for key in one.setting.keys or () if given[key] is not None}
+    found = {key: given[f"{one.name}_{key}"] for key in one.setting.keys or ()}
+    values = {key: value for key, value in found.items() if value is not None}
     if values and set(values) != set(one.setting.keys or ()):
         raise UserError(f"{label}: expected both or neither")
     return values or None

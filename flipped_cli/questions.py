@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # What a checkpoint records and the options may say instead.
 RECORDED = ("lengths", "input_eos", "vocab_path")
+RECORDED_OPTIONS = ("lengths_inputs", "lengths_targets", "input_eos", "vocab_path")
 FIELDS = ("input", "row", "choices", "template", "dataset", "output")
 TOGETHER = 512  # lines of a file that are computed at a time
 _JINJA = "{{"

@@ -8,8 +8,14 @@ from typing import Any
 
 import click
 
-from flipped_cli.questions import ListCommand, in_parts, load_model, read_questions, shared_options
-from t5_engine.run_settings import FEATURES
+from flipped_cli.questions import (
+    RECORDED_OPTIONS,
+    ListCommand,
+    in_parts,
+    load_model,
+    read_questions,
+    shared_options,
+)
 
 
 @click.command(cls=ListCommand)
@@ -39,7 +45,7 @@ def score(
     """
     from mixtures.modules import load
 
-    recorded = {name: asked.pop(name) for name in (*FEATURES, "input_eos", "vocab_path")}
+    recorded = {name: asked.pop(name) for name in RECORDED_OPTIONS}
     load(modules)
     model = None
     for part in in_parts(read_questions(**asked)):

@@ -120,10 +120,16 @@ class Recipe:
 
     def lines(self) -> list[str]:
         """What is used and where it comes from, and what was not used, for people."""
-        used = [
-            f"{text} ({self.sources[name]})" for name, text in self._texts() if name in self.sources
-        ]
+        by_source: dict[str, list[str]] = {}
+        for name, text in self._texts():
+            if name in self.sources:
+                by_source.setdefault(self.sources[name], []).append(text)
+        used = [f"{', '.join(texts)} ({source})" for source, texts in by_source.items()]
         return [f"{self.checkpoint}: {'; '.join(used) or 'nothing is recorded'}", *self.notes]
+
+    def _vocabulary(self) -> str:
+        source = self.sources.get("vocab_path")
+        return "vocabulary" if source == self.vocab_path else f"vocabulary {self.vocab_path}"
 
     def _texts(self) -> list[tuple[str, str]]:
         lengths = self.lengths or {}
@@ -135,7 +141,7 @@ class Recipe:
                 f"at most {' and '.join(f'{lengths.get(f)} {f}' for f in FEATURES)} tokens",
             ),
             ("input_eos", f"inputs {eos} </s>"),
-            ("vocab_path", f"vocabulary {self.vocab_path}"),
+            ("vocab_path", self._vocabulary()),
         ]
 
 
