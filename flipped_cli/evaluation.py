@@ -197,7 +197,7 @@ def _announce(line: str) -> None:
 
 
 def _show_plan(plan_only: bool, lines: Sequence[str], told: Told) -> bool:
-    """Prints how the checkpoints are asked (`lines`) and what will be scored: tasks, templates, examples, choices, tokens, and about how long it takes.
+    """Prints how the checkpoints are asked (`lines`), what will be scored, and about how long it takes.
 
     Returns whether it is to be scored now.
     """
