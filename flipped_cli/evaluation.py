@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from flipped_cli import errors, provenance, quiet
 from flipped_cli.checks import check_data_dir
 from flipped_cli.runs import EvalRun
+from flipped_core import hub
 from flipped_core.errors import UserError
 from flipped_core.settings import declared
 
@@ -41,6 +42,7 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
       UserError: a setting that does not fit the checkpoints or the data.
     """
     with _joined(run):
+        run = _pinned(run)
         trained = _recipes(run)
         check_data_dir(run.data_dir)
         _load_modules(run)
@@ -53,21 +55,27 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
             run.output_dir,
             batch_size=run.batch_size,
             model_parallelism=run.model_parallelism,
+            verify_checkpoints=run.verify_checkpoints,
             announce=_announce,
-            tell_plan=functools.partial(_show_plan, run.plan_only, lines),
+            tell_plan=functools.partial(_show_plan, lines),
+            plan_only=run.plan_only,
         )
 
 
 @contextlib.contextmanager
 def _joined(run: EvalRun) -> Iterator[None]:
     """Joins the job's other processes, where it has several; a mistake in one of them then ends all."""
+    before = signal.getsignal(signal.SIGTERM)
     if not run.join():
+        from t5_engine import launch
+
+        launch.check_devices()
         yield
         return
     from t5_engine import processes
 
     # JAX's own service only notes a signal, for training. Here nothing is lost by ending at once.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, before)
     with processes.one_for_all():
         yield
 
@@ -111,6 +119,22 @@ _HOW = {
 }
 
 
+def _pinned(run: EvalRun) -> EvalRun:
+    """The run with the commits of repositories of the hub: the first process asks, so that all take the same."""
+    paths = [*run.checkpoint_path, *([run.vocab_path] if run.vocab_path else [])]
+    if not any(map(hub.is_reference, paths)):
+        return run
+    from t5_engine import processes
+
+    pinned = processes.from_first(lambda: [hub.pin(path) for path in paths])
+    count = len(run.checkpoint_path)
+    return dataclasses.replace(
+        run,
+        checkpoint_path=tuple(pinned[:count]),
+        vocab_path=pinned[count] if run.vocab_path else None,
+    )
+
+
 def _recipes(run: EvalRun) -> list[Recipe]:
     """How each checkpoint was trained, with what the user gave; refuses what is not there, or leaves something open."""
     for name in ("suites", "checkpoint_path", "method", "label"):
@@ -124,10 +148,8 @@ def _recipes(run: EvalRun) -> list[Recipe]:
 
 def _recipe(run: EvalRun, checkpoint: str) -> Recipe:
     from flipped_eval import recipes
-    from t5_engine import exchange
 
-    weights = exchange.open_checkpoint(checkpoint)
-    found = recipes.find(checkpoint, weights.path, weights.config).given(
+    found = recipes.of(checkpoint)[0].given(
         method=", ".join(run.method) if run.method else None,
         lengths=run.lengths,
         input_eos=run.input_eos,
@@ -178,7 +200,7 @@ def _labelled(runs: Sequence[Run], labels: tuple[str, ...] | None) -> list[Run]:
                 f"label: expected {len(runs)} names, one for each checkpoint and method, got {len(labels)}"
             )
     else:
-        folders = {run.checkpoint: pathlib.Path(run.checkpoint or "").name for run in runs}
+        folders = {run.checkpoint: hub.name_of(run.checkpoint or "") for run in runs}
         if len(set(folders.values())) < len(folders):
             folders = {name: name or "" for name in folders}
         methods = len({run.method for run in runs}) > 1 or len(folders) == 1
@@ -196,11 +218,8 @@ def _announce(line: str) -> None:
     tqdm.tqdm.write(line)
 
 
-def _show_plan(plan_only: bool, lines: Sequence[str], told: Told) -> bool:
-    """Prints how the checkpoints are asked (`lines`), what will be scored, and about how long it takes.
-
-    Returns whether it is to be scored now.
-    """
+def _show_plan(lines: Sequence[str], told: Told) -> None:
+    """Prints how the checkpoints are asked (`lines`), what will be scored, and about how long it takes."""
     from rich.table import Table
 
     from flipped_cli import tables
@@ -229,7 +248,6 @@ def _show_plan(plan_only: bool, lines: Sequence[str], told: Told) -> bool:
     time = "" if told.seconds is None else f", about {_duration(told.seconds)}"
     numbers = f"{left[0]} templates, {left[2]} choices, {left[3]} tokens{time}"
     _announce(f"left to score: {numbers if told.waiting.templates else 'nothing'}")
-    return not plan_only
 
 
 def _not_run(failed: Sequence[Mapping[str, Any]]) -> list[str]:

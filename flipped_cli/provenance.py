@@ -9,11 +9,13 @@ import json
 import pathlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
 from flipped_cli.runs import TrainRun
+from flipped_core import hub
 from flipped_core.errors import UserError
 from flipped_core.files import read_json, write_atomically
 from flipped_core.paths import to_path
@@ -79,7 +81,7 @@ def open_run(run: TrainRun, operative_gin: str, *, write: bool = True) -> None:
     refuse_earlier_end(run)
     if not write or done == run.steps:
         return
-    vocabulary = to_path(run.vocab_path).read_bytes()
+    vocabulary = to_path(hub.vocabulary(run.vocab_path)).read_bytes()
     digest = hashlib.sha256(vocabulary).hexdigest()
     copy = folder / VOCABULARY
     if not copy.is_file() or sha256(copy) != digest:
@@ -94,12 +96,36 @@ def open_run(run: TrainRun, operative_gin: str, *, write: bool = True) -> None:
     write_atomically(folder / RUN_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def has_checkpoints(model_dir: str) -> bool:
+    """Whether training would resume there rather than start."""
+    checkpoints = pathlib.Path(model_dir) / CHECKPOINTS
+    return checkpoints.is_dir() and any(checkpoints.iterdir())
+
+
 def newest_step(model_dir: str) -> int | None:
     """The step of the newest checkpoint in a run's folder; None without any."""
     folder = to_path(model_dir) / CHECKPOINTS
     if not folder.is_dir():
         return None
     return max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=None)
+
+
+def read_recipe(model_dir: str) -> dict[str, Any]:
+    """The settings in `run.json` of a run's folder, by field of `TrainRun`; {} where it has none.
+
+    The vocabulary's path is the one that the user gave, not that of the copy.
+
+    Raises:
+      UserError: the file cannot be read, or a setting is unknown or not of its type.
+    """
+    file = to_path(model_dir) / RUN_FILE
+    if not file.exists():
+        return {}
+    recipe = read_run(file, partial=True)
+    vocabulary = read_json(file).get("vocabulary")
+    if isinstance(vocabulary, Mapping) and isinstance(vocabulary.get("given"), str):
+        recipe["vocab_path"] = vocabulary["given"]
+    return recipe
 
 
 def refuse_earlier_end(run: TrainRun) -> None:
@@ -143,9 +169,9 @@ def _refuse_other(file: epath.Path, run: TrainRun) -> None:
 
 def _same_vocabulary(hashed: str | None, old: str, new: str) -> bool:
     """Whether the run's vocabulary, known by its hash or (in older files) its path, has the content of `new`."""
-    if hashed is None and to_path(old).is_file():
-        hashed = sha256(old)
-    return hashed is not None and hashed == sha256(new)
+    if hashed is None and (hub.is_reference(old) or to_path(old).is_file()):
+        hashed = sha256(hub.vocabulary(old))
+    return hashed is not None and hashed == sha256(hub.vocabulary(new))
 
 
 def _computed(value: Any) -> Any:

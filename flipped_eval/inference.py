@@ -19,6 +19,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from flipped_core import hub
 from flipped_core.errors import UserError, nearest, unknown
 from flipped_eval import recipes
 from flipped_tasks.methods import METHODS, Formatted, Piece, PieceKind, format_example
@@ -239,7 +240,7 @@ class Model:
 
         Args:
           checkpoint: a run's folder (its newest checkpoint), a folder of one checkpoint, or one that
-            `t5_engine.exchange` knows.
+            `t5_engine.exchange` knows, `hf://OWNER/NAME[@REVISION]` included.
           vocab: a SentencePiece model.
           method: "direct", "channel" or "flipped".
           lengths: most tokens of "inputs" and "targets".
@@ -253,13 +254,12 @@ class Model:
         """
         from t5_engine import exchange
 
-        weights = exchange.open_checkpoint(checkpoint)
-        recipe = recipes.find(str(checkpoint), weights.path, weights.config).given(
-            method=method, lengths=lengths, input_eos=input_eos, vocab_path=vocab
-        )
+        checkpoint = hub.pin(checkpoint)
+        recipe, config = recipes.of(checkpoint)
+        recipe = recipe.given(method=method, lengths=lengths, input_eos=input_eos, vocab_path=vocab)
         recipe.require(_HOW)
         vocabulary = Vocabulary.from_file(str(recipe.vocab_path))
-        size = weights.config.vocab_size
+        size = config.vocab_size
         if vocabulary.num_ids > size or (recipe.exact_vocabulary and vocabulary.size < size):
             raise UserError(
                 f"vocabulary: {recipe.vocab_path} has {vocabulary.num_ids} ids ({vocabulary.size} rows, padded as "

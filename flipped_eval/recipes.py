@@ -17,9 +17,10 @@ from typing import Any
 
 from etils import epath
 
+from flipped_core import hub
 from flipped_core.errors import UserError
 from flipped_core.files import read_json
-from flipped_core.paths import is_bucket, to_path
+from flipped_core.paths import to_path
 from flipped_core.settings import check_fields, from_mapping, setting, shown
 from flipped_tasks.methods import METHODS
 from flipped_tasks.tokens import Vocabulary
@@ -28,7 +29,7 @@ from t5_engine.run_settings import FEATURES, TrainRun
 
 RUN_FILE = "run.json"
 RECIPE_FILE = "recipe.json"
-VOCABULARY = "spiece.model"  # the name that Hugging Face's T5 folders use
+VOCABULARY = hub.VOCABULARY  # the name that Hugging Face's T5 folders use
 CHECKPOINTS = "checkpoints"  # t5_engine.checkpoints writes them there
 FORMAT = 1  # of recipe.json
 GIVEN = "given"
@@ -89,6 +90,8 @@ class Recipe:
         """
         found = {name: value for name, value in values.items() if value is not None}
         vocab = found.get("vocab_path")
+        if vocab is not None:
+            vocab = found["vocab_path"] = hub.vocabulary(vocab)
         if vocab is not None and self.vocab_path is not None:
             if not to_path(vocab).is_file():
                 Vocabulary.from_file(vocab)  # says what is missing
@@ -153,6 +156,25 @@ _WORDS = {
 }
 
 
+def of(checkpoint: str) -> tuple[Recipe, T5Config]:
+    """What the files of a checkpoint say about how to ask it, and its model; no weights are read or downloaded.
+
+    Args:
+      checkpoint: what `t5_engine.exchange` reads; of `hf://` with its commit.
+
+    Raises:
+      UserError: there is no checkpoint, or as in `find`.
+    """
+    from t5_engine import exchange, huggingface_folder
+
+    kind = exchange.detect(checkpoint)
+    if kind == "hf":
+        config = huggingface_folder.read_config(checkpoint)
+        return find(checkpoint, checkpoint, config), config
+    weights = exchange.open_as(kind, checkpoint, verify=False)
+    return find(checkpoint, weights.path, weights.config), weights.config
+
+
 def find(checkpoint: str, place: str, config: T5Config) -> Recipe:
     """What the files of a checkpoint say about how to ask it.
 
@@ -164,9 +186,7 @@ def find(checkpoint: str, place: str, config: T5Config) -> Recipe:
     Raises:
       UserError: one of its files cannot be read, or a field of it is unknown or not of its type.
     """
-    if "://" in place and not is_bucket(place):
-        return Recipe(checkpoint)
-    folder = to_path(place)
+    folder = to_path(hub.local(place))
     if not folder.is_dir():
         folder = folder.parent
     run_folder = run_folder_of(folder)
@@ -293,6 +313,8 @@ def _recorded_vocabulary(
         content
     ):  # files with a hash have a copy beside them, found already
         return None
+    if hub.is_reference(path):
+        return hub.vocabulary(path)
     return str(path) if to_path(path).is_file() else None
 
 

@@ -11,6 +11,7 @@ import re
 import numpy as np
 import pytest
 
+from flipped_core import locks
 from flipped_core.errors import UserError
 from flipped_eval import keys, planning, results, scoring, shards
 from flipped_eval.planning import Request
@@ -393,7 +394,7 @@ def test_scores_that_are_no_numbers_stop_the_job(tmp_path, run_job):
 def test_the_plan_is_told_before_anything_is_written(tmp_path, run_job):
     told = []
     found = run_job(
-        tmp_path / "out", suites=["super_glue/rte"], tell_plan=lambda one: told.append(one)
+        tmp_path / "out", suites=["super_glue/rte"], tell_plan=told.append, plan_only=True
     )
     assert found == {} and not (tmp_path / "out").exists()
     [one] = told
@@ -406,14 +407,34 @@ def test_the_plan_is_told_before_anything_is_written(tmp_path, run_job):
         if "choice" in line
     }
     assert len(pairs) == total.choices
-    run_job(
-        tmp_path / "out", suites=["super_glue/rte"], tell_plan=lambda one: told.append(one) or True
-    )
+    run_job(tmp_path / "out", suites=["super_glue/rte"], tell_plan=told.append)
     assert told[1].waiting.choices == 0 and told[1].plan.total().choices == 240
-    run_job(tmp_path / "all", suites=[RTE], max_examples=None, tell_plan=told.append)
+    run_job(
+        tmp_path / "all", suites=[RTE], max_examples=None, tell_plan=told.append, plan_only=True
+    )
     assert not told[2].plan.total().exact
     rows = len(planning_load("super_glue/rte", "validation"))
     assert told[2].plan.total().examples == pytest.approx(rows, rel=0.2)
+
+
+def test_a_second_job_in_the_folder_is_refused_and_may_look_at_the_plan(tmp_path, run_job):
+    with locks.hold(tmp_path / "out", "output_dir"):
+        with pytest.raises(UserError, match="output_dir .* is in use by"):
+            run_job(tmp_path / "out", suites=[RTE])
+        told: list[object] = []
+        assert run_job(tmp_path / "out", suites=[RTE], tell_plan=told.append, plan_only=True) == {}
+        assert len(told) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_job_whose_folder_was_taken_over_writes_no_more(tmp_path, run_job, monkeypatch):
+    def lost(self: locks.Lock) -> None:
+        raise UserError("now belongs to another process")
+
+    monkeypatch.setattr(locks.Lock, "check", lost)
+    with pytest.raises(UserError, match="now belongs to another process"):
+        run_job(tmp_path / "out", suites=[RTE])
+    assert not list((tmp_path / "out").glob("scores/*"))
 
 
 def test_the_time_left_is_told(tmp_path, run_job):
