@@ -91,9 +91,9 @@ def _options(one: Declared) -> list[Callable[..., Any]]:
             click.option(f"--{key}", f"{one.name}_{key}", metavar="NUMBER", help=text)
             for key, text in texts.items()
         ]
-    if one.type is bool:
+    if one.type is bool and one.default is False:
         return [click.option(name, one.name, is_flag=True, **shown)]
-    if bool in typing.get_args(one.type):
+    if one.type is bool or bool in typing.get_args(one.type):
         return [click.option(f"{name}/--no_{setting.option}", one.name, default=None, **shown)]
     several = _is_mapping(one) or (one.holds_text and not one.is_text)
     shown["metavar"] = f"{setting.metavar or _metavar(one)}{'…' if several else ''}"
