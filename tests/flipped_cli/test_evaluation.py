@@ -337,6 +337,8 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path, trained, vocab_path
 
 def test_a_checkpoint_that_does_not_fit_its_model_is_refused(tmp_path, vocab_path):
     """Its `about` tells another width than its arrays have; or a part of an array is gone."""
+    from t5_engine import checksums
+
     folder = pathlib.Path(
         save(
             tmp_path / "wide", vocab_path, 0, mixture="direct_train", vocab_path=vocab_path,
@@ -347,7 +349,7 @@ def test_a_checkpoint_that_does_not_fit_its_model_is_refused(tmp_path, vocab_pat
     description = json.loads(about.read_text())
     description["model"]["emb_dim"] = 32
     about.write_text(json.dumps(description, separators=(",", ":")))
-    (about.parents[1] / "checksums.json").unlink()  # as in a checkpoint from elsewhere
+    checksums.write(about.parents[1])  # as if it had been saved like that
     words = ["eval", "--checkpoint", str(folder), "--suite", RTE, "--output", str(tmp_path / "out")]
     told = call(*words)
     message = r"error: checkpoint .*wide/checkpoints/3 does not fit its model config: .*: expected .*32.*, got .*16.*\n"
@@ -356,6 +358,7 @@ def test_a_checkpoint_that_does_not_fit_its_model_is_refused(tmp_path, vocab_pat
     about.write_text(json.dumps(description))
     for file in folder.glob("checkpoints/3/params/**/d/*"):
         file.write_bytes(file.read_bytes()[:-64])
+    checksums.write(about.parents[1])
     told = call(*words)
     assert told.exit_code == 2 and re.fullmatch("error: .*cannot be read: .*\n", told.output), (
         told.output
