@@ -83,10 +83,11 @@ def _check(run: TrainRun) -> None:
         method_of(run.mixture)
     from flipped_tasks.tokens import Vocabulary
 
-    rows_needed = Vocabulary.from_file(run.vocab_path).size
-    if rows_needed > run.model.vocab_size:
+    provenance.refuse_earlier_end(run)
+    needed = Vocabulary.from_file(run.vocab_path).num_ids
+    if needed > run.model.vocab_size:
         raise UserError(
-            f"model.vocab_size: expected at least {rows_needed}, the rows of {run.vocab_path} with its "
+            f"T5Config.vocab_size: expected at least {needed}, the ids of {run.vocab_path} with its "
             f"sentinels, got {run.model.vocab_size}"
         )
 

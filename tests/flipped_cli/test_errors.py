@@ -148,8 +148,9 @@ def test_another_run_in_the_folder_is_refused(tmp_path: pathlib.Path) -> None:
         steps=10,
         batch_size=2,
         learning_rate=1,
-        vocab_path="v.model",
+        vocab_path=str(tmp_path / "v.model"),
     )
+    (tmp_path / "v.model").write_bytes(b"pieces")
     provenance.open_run(dataclasses.replace(run, mixture="channel_train"), "gin")
     provenance.open_run(run, "gin")  # nothing has been trained there yet
     (tmp_path / provenance.CHECKPOINTS / "10").mkdir(parents=True)
