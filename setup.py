@@ -25,6 +25,7 @@ setup(
             f"{name}{tail}"
             for name in (
                 "flipped_tasks",
+                "flipped_world",
                 "mixtures",
                 "t5_engine",
                 "flipped_core",
@@ -46,6 +47,7 @@ setup(
             "*.jinja",
             "*.j2",
             "*.model",
+            "*.safetensors",
             "py.typed",
         ],
     },

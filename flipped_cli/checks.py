@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 METHODS = ("direct", "channel", "flipped")
 FEATURES = ("inputs", "targets")
-WORLD_TEXT = "world_text"  # the warm-up of the demo, which is of no method
+# The texts that the demo's checkpoint is pre-trained on; they are of no method.
+WORLD_TEXTS = ("world_text", "world_text_with_lists")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
@@ -69,5 +70,5 @@ def method_of(mixture: str) -> str:
         if mixture.startswith((f"{method}_", f"{method}.")):
             return method
     raise unknown(
-        "mixture or task", mixture, [*(f"{method}_train" for method in METHODS), WORLD_TEXT]
+        "mixture or task", mixture, [*(f"{method}_train" for method in METHODS), *WORLD_TEXTS]
     )

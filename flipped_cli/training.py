@@ -17,7 +17,7 @@ import gin
 
 from flipped_cli import provenance, quiet
 from flipped_cli.checks import (
-    WORLD_TEXT,
+    WORLD_TEXTS,
     check_data_dir,
     check_lengths,
     check_model_dir,
@@ -147,7 +147,7 @@ def _check(recipe: Mapping[str, Any], model_dir: str) -> None:
     check_lengths(recipe["lengths"])
     check_model_dir(model_dir)
     check_data_dir(recipe["data_dir"])
-    if recipe["mixture"] != WORLD_TEXT:
+    if recipe["mixture"] not in WORLD_TEXTS:
         method_of(recipe["mixture"])
     from flipped_tasks.tokens import Vocabulary
 
@@ -212,8 +212,10 @@ def _register(recipe: Mapping[str, Any]) -> None:
 
     modules.load(recipe["task_modules"])
     own.exclude_templates(recipe["exclude_templates"] or {})
-    if recipe["mixture"] == WORLD_TEXT:
-        registration.register_world_text(recipe["vocab_path"], recipe["seed"], recipe["input_eos"])
+    if recipe["mixture"] in WORLD_TEXTS:
+        registration.register_world_text(
+            recipe["vocab_path"], recipe["seed"], recipe["input_eos"], recipe["mixture"]
+        )
         return
     names = ("mixture", "data_dir", "vocab_path", "mixture_rates", "input_eos")
     registration.register_named(*(recipe[name] for name in names))
