@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from flipped_eval.report import tables
+from flipped_eval.report.answer import answer
 from flipped_eval.report.content import LABELS, TITLES, Report, notes, short
 from flipped_eval.report.tables import Cell, Line
 
@@ -19,6 +20,8 @@ def render(report: Report) -> str:
             "> **Made-up data.** These numbers come from the small invented world that ships with this project, not "
             "from the real datasets. They must not be compared with published figures."
         )
+    if (found := answer(report)) is not None:
+        parts += [f"## {_text(found.question)}", _text(found.sentences)]
     parts += ["## Means", _grid(report, tables.suites_table(report), "suite")]
     parts.append("Percent; in brackets the 95% interval over examples.")
     parts += _published(report)

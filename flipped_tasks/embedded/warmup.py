@@ -146,10 +146,22 @@ class Exercise:
     wrong: tuple[str, ...]
 
 
+Kinds = tuple[tuple[Callable[[random.Random], Exercise], ...], tuple[float, ...]]
+
+
 def marked(rng: random.Random) -> str:
     """A text that ends with an answer, right or wrong, and a teacher's mark."""
+    return _marked(rng, _EXERCISES)
+
+
+def marked_changes(rng: random.Random) -> str:
+    """The same of what changes with what, which takes more examples."""
+    return _marked(rng, ((_changed, _weighed), (2, 1)))
+
+
+def _marked(rng: random.Random, kinds: Kinds) -> str:
     good = rng.random() < 0.5
-    exercise = rng.choices(*_EXERCISES)[0](rng)
+    exercise = rng.choices(*kinds)[0](rng)
     given = exercise.right if good else exercise.wrong[0]
     return f"{_heading(rng)}{exercise.told}\noutput: {given}\t{_mark(good)}"
 
@@ -179,6 +191,46 @@ def marked_beside_list(rng: random.Random) -> str:
     repeated = f"{given} " if rng.random() < _REPEATED else ""
     told = _beside(rng, exercise.told, listing)
     return f"{_heading(rng)}{told}\noutput: {given}\t{repeated}{_mark(good)}"
+
+
+def recalled(rng: random.Random) -> str:
+    """A text with a gap beside a list of options, the right answer, and the word in the gap.
+
+    The given answer says what stood in the gap, the list does not: it must be read where it stands.
+    """
+    if rng.random() < 0.5:
+        telling, fact, answer = qa_rows.asked_fact(rng, 2)
+        choices, index = scenes.options(rng, fact, answer, 5)
+        word = telling.words[telling.facts.index(fact)]
+        question = scenes.question(rng, fact, telling.person)
+        told = f"{telling.sentences(rng)} {question}".replace(f" {word}.", f" {GAP}.", 1)
+    else:
+        question, _, choices, index = qa_rows.fact_question(rng, 8)
+        answer = choices[index]
+        told, word = _gap_in(question)
+    listed = [answer, *rng.sample(_others(choices, index), rng.choice((1, 2, 3, 4)))]
+    rng.shuffle(listed)
+    text = _beside(rng, told, _listing(rng, listed))
+    return f"{_heading(rng)}{text}\noutput: {answer}\t{word}"
+
+
+def _gap_in(question: str) -> tuple[str, str]:
+    """A question about a fact with a gap for what it asks about, and that word."""
+    for first, _ in qa_rows.FACT_QUESTIONS.values():
+        before, _, after = first.partition("{x}")
+        if question.startswith(before) and question.endswith(after):
+            return f"{before}{GAP}{after}", question[len(before) : len(question) - len(after)]
+    raise AssertionError(question)
+
+
+def changed_answer(rng: random.Random) -> str:
+    exercise = _changed(rng)
+    return f"{exercise.told}\t{exercise.right}"
+
+
+def weighed_answer(rng: random.Random) -> str:
+    exercise = _weighed(rng)
+    return f"{exercise.told}\t{exercise.right}"
 
 
 def chosen(rng: random.Random) -> str:
@@ -281,8 +333,6 @@ def _others(choices: list[str], index: int) -> tuple[str, ...]:
     return tuple(choices[(index - 1 - step) % len(choices)] for step in range(len(choices) - 1))
 
 
-Kinds = tuple[tuple[Callable[[random.Random], Exercise], ...], tuple[float, ...]]
-
 # What is asked in a marked text, and its weight.
 _EXERCISES: Kinds = (
     (_pair, _asked, _known, _reasoned, _felt, _reviewed, _reported, _changed, _weighed),
@@ -301,7 +351,8 @@ _LISTED: Kinds = (
     ),
     (6, 5, 2, 1, 0.5, 0.5, 0.5),
 )
-_LETTERED, _REPEATED = 0.15, 0.25
+_LETTERED, _REPEATED = 0.1, 0.4
+GAP = "..."
 
 # A kind of text and its weight.
 TEXTS: tuple[tuple[Callable[[random.Random], str], float], ...] = (
@@ -323,8 +374,12 @@ TEXTS: tuple[tuple[Callable[[random.Random], str], float], ...] = (
 )
 # The same with lists of options: a model that has learned to mark answers learns to mark them beside lists.
 TEXTS_WITH_LISTS: tuple[tuple[Callable[[random.Random], str], float], ...] = (
-    *((kind, 20 if kind is marked else weight) for kind, weight in TEXTS),
-    (marked_beside_list, 28),
+    *((kind, {marked: 22, quantity: 2}.get(kind, weight)) for kind, weight in TEXTS),
+    (marked_changes, 6),
+    (changed_answer, 3),
+    (weighed_answer, 3),
+    (marked_beside_list, 16),
+    (recalled, 8),
     (chosen, 4),
 )
 
