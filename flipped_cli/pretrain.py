@@ -24,6 +24,7 @@ VOCABULARY, WEIGHTS, CARD, README = "spiece.model", "model.safetensors", "card.j
 RUNS = ("pretrain", "pretrain_lists", "pretrain_decay")
 # The run before which the encoder gets one more layer, and the folder of that model.
 DEEPENED_FOR, DEEPENED = "pretrain_lists", "deepened"
+DEEPENED_SEED = 7
 # The texts on which the card's loss is measured: another seed than those of training.
 SAMPLE_SEED, SAMPLE_TEXTS = 9001, 512
 COMMAND = "make pretrain"
@@ -54,17 +55,17 @@ def pretrain(output: str, seed: int, export: str | None) -> None:
     start = None
     for number, name in enumerate(RUNS):
         if name == DEEPENED_FOR and start is not None:
-            start = deepen(start, folder / DEEPENED, seed)
+            start = deepen(start, folder / DEEPENED, DEEPENED_SEED)
         run_commands([_training(folder, name, seed + number, start)])
         start = folder / name
     target = pathlib.Path(export) if export else folder / "pretrained"
     card = export_pretrained(folder, target)
-    click.echo(f"{target}: loss {card['loss_on_sample']:.4f} on {SAMPLE_TEXTS} texts never trained on")
+    click.echo(
+        f"{target}: loss {card['loss_on_sample']:.4f} on {SAMPLE_TEXTS} texts never trained on"
+    )
 
 
-def _training(
-    folder: pathlib.Path, name: str, seed: int, start: pathlib.Path | None
-) -> Command:
+def _training(folder: pathlib.Path, name: str, seed: int, start: pathlib.Path | None) -> Command:
     arguments = [
         str(CHECKOUT / "train.py"),
         f"--gin_file={CHECKOUT}/gin/runs/demo_{name}.gin",
@@ -141,6 +142,8 @@ def export_pretrained(folder: pathlib.Path, target: pathlib.Path) -> dict[str, A
 
 
 def _run(folder: pathlib.Path) -> dict[str, Any]:
+    from t5_engine import exchange
+
     recipe = read_json(folder / "run.json")["recipe"]
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     if not lines:
@@ -149,7 +152,7 @@ def _run(folder: pathlib.Path) -> dict[str, Any]:
     names = ("batch_size", "optimizer", "learning_rate", "decay", "warmup_steps", "seed")
     return {
         "gin": f"gin/runs/demo_{folder.name}.gin",
-        "steps": last["step"],
+        "steps": exchange.open_checkpoint(folder).step,
         "final_loss": round(last["loss"], 4),
         **{name: recipe[name] for name in names},
     }
@@ -165,7 +168,9 @@ def sample_loss(folder: pathlib.Path) -> float:
 
     params, config, _ = exchange.load(folder)
     vocab = Vocabulary.from_file(folder / VOCABULARY)
-    pairs = sample_pairs(embedded.warmup_texts(SAMPLE_SEED, SAMPLE_TEXTS), vocab, SAMPLE_SEED)
+    pairs = sample_pairs(
+        embedded.warmup_texts(SAMPLE_SEED, SAMPLE_TEXTS, lists=True), vocab, SAMPLE_SEED
+    )
     scores = Scorer(config, params).score(pairs)
     return -float(scores.sum(dtype="float64")) / sum(len(targets) for _, targets in pairs)
 

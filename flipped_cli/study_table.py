@@ -95,7 +95,9 @@ def numbers(reports: Sequence[pathlib.Path]) -> dict[str, Any]:
     values[DROP] = {method: _percent(_drops(runs, method)) for method in methods}
     chance = {name: _chance(runs[0], row) for name, row in wanted.items()}
     families = {
-        family: {method: _percent([_family(run, method, family) for run in runs]) for method in methods}
+        family: {
+            method: _percent([_family(run, method, family) for run in runs]) for method in methods
+        }
         for family in FAMILIES
     }
     differences = {}
@@ -140,7 +142,9 @@ def _shown(study: dict[str, Any]) -> list[str]:
     for name, one in study["flipped minus direct"].items():
         if one["mean"] is None:
             continue
-        reach = "" if one["low"] is None else f", 95% interval {one['low']:+.1f} to {one['high']:+.1f}"
+        reach = (
+            "" if one["low"] is None else f", 95% interval {one['low']:+.1f} to {one['high']:+.1f}"
+        )
         lines.append(
             f"- FLIPPED minus DIRECT, {name}: {one['mean']:+.1f} points{reach} over {study['seeds']} seeds "
             f"({_list(one['values'], '+.1f')})."

@@ -25,7 +25,6 @@ from flipped_tasks.row_source import RowSource
 from flipped_tasks.seqio_tasks import RowTask, add_task, method_features
 from flipped_tasks.seqio_vocabulary import SeqioVocabulary
 
-
 MOST_HOLES = 3
 
 
@@ -91,8 +90,9 @@ class TextDraft:
             form, (inputs, targets) = "prefix_lm", _split(tokens, lengths, rng, self.cut)
         elif self.cut is not None:
             start = self.tokens[: self.cut]
-            form, (inputs, targets) = "holes", with_holes(
-                start, tokens[self.cut :], vocab, rng, writer.most_holes
+            form, (inputs, targets) = (
+                "holes",
+                with_holes(start, tokens[self.cut :], vocab, rng, writer.most_holes),
             )
         else:
             mask = noise_mask(len(tokens), writer.noise_density, writer.mean_span_length, rng)
@@ -146,7 +146,9 @@ def with_holes(
     The target is what comes after the text, behind the first sentinel: the form of FLIPPED's inputs, which have a
     sentinel wherever an instruction stood.
     """
-    places = sorted(int(place) for place in rng.integers(0, len(before) + 1, rng.integers(1, most + 1)))
+    places = sorted(
+        int(place) for place in rng.integers(0, len(before) + 1, rng.integers(1, most + 1))
+    )
     inputs = list(before)
     for k, place in reversed(list(enumerate(places))):
         inputs.insert(place, vocab.sentinel(k))
@@ -229,7 +231,9 @@ def register_text_task(
         if not low <= value <= high:
             raise UserError(f"{field}: expected {low} to {high}, got {value}")
     vocab = SeqioVocabulary(vocab_path)
-    writer = TextWriter(name, vocab, prefix_lm_share, noise_density, mean_span_length, input_eos, most_holes)
+    writer = TextWriter(
+        name, vocab, prefix_lm_share, noise_density, mean_span_length, input_eos, most_holes
+    )
 
     @functools.cache
     def load(split: str) -> sources.Payloads:

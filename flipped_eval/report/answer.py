@@ -41,7 +41,10 @@ def answer(report: Report) -> Answer | None:
     plot = plots.drops(
         "answer",
         "Macro F1 with the original label words and with other words for the same labels, all pairs.",
-        {method: (_percent(before), _percent(after)) for method, (before, after) in measured.items()},
+        {
+            method: (_percent(before), _percent(after))
+            for method, (before, after) in measured.items()
+        },
         {method: report.methods.index(method) for method in measured},
         100 * next(iter(measured.values()))[1]["chance"],
         "macro F1, percent",

@@ -134,7 +134,13 @@ def drops(
             if after.low is not None and after.high is not None:
                 axes.plot([after.low, after.high], [row + 0.24] * 2, color=colour, linewidth=1.4)
             axes.scatter(
-                [before.value], [row], s=62, color=_PAPER, edgecolors=colour, linewidths=1.8, zorder=3
+                [before.value],
+                [row],
+                s=62,
+                color=_PAPER,
+                edgecolors=colour,
+                linewidths=1.8,
+                zorder=3,
             )
             axes.scatter([after.value], [row], s=62, color=colour, linewidths=1.8, zorder=4)
             text = f"{after.value - before.value:+.1f}".replace("-", "−")

@@ -24,7 +24,6 @@ from flipped_eval.report.content import (
 )
 from mixtures.suites import ORIGINAL
 
-
 FLIPPED = "flipped"
 # Labels of runs that were not trained on the tasks begin with one of these.
 STARTS = ("untrained", "pretrained")

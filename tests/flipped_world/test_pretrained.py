@@ -32,11 +32,11 @@ def test_the_weights_are_small_enough_to_ship():
 
 def test_the_model_is_the_one_that_the_demo_trains():
     """`load_for` in training refuses another structure; this names the field."""
+    import gin
+
     from flipped_cli import gin_config  # noqa: F401  (gin finds the project's files through it)
     from t5_engine import exchange
     from t5_engine.config import STRUCTURE_FIELDS
-
-    import gin
 
     with gin.unlock_config():
         gin.clear_config()
