@@ -3,7 +3,7 @@
 usage: python eval.py --gin_file=FILE … [--gin.NAME=VALUE …] [--data_dir=FOLDER] [--offline]
 
   --gin_file=FILE    read in the order given; relative to here or to the project's folder
-  --gin.NAME=VALUE   a macro (--gin.MAX_EXAMPLES=9) or a parameter (--gin.evaluate.seed=1)
+  --gin.NAME=VALUE   a macro (--gin.MAX_EXAMPLES=9) or a field (--gin.EvalRun.seed=1)
   --data_dir=FOLDER  the same as --gin.DATA_DIR=FOLDER
   --offline          no library looks for a network
 
@@ -20,14 +20,17 @@ import sys
 from collections.abc import Sequence
 
 from flipped_cli import errors, gin_config
+from flipped_cli.runs import EvalRun
 
 
 def main(words: Sequence[str]) -> None:
     """Reads the gin files and evaluates what they describe."""
-    gin_config.load(gin_config.parse_arguments(words, __doc__ or ""))
+    usage = f"{__doc__}\nmacros:\n{gin_config.settings_help(EvalRun)}"
+    gin_config.load(gin_config.parse_arguments(words, usage), EvalRun)
+    run = gin_config.make(EvalRun)
     from flipped_cli import evaluation
 
-    evaluation.conclude(gin_config.call(evaluation.evaluate))
+    evaluation.conclude(evaluation.evaluate(run))
 
 
 if __name__ == "__main__":

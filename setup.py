@@ -81,6 +81,8 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        # gs:// paths; Orbax and TensorStore bring their own client.
+        "gcs": ["gcsfs>=2025.9"],
         "hub": ["datasets>=4.0", "huggingface_hub>=1.0"],
         # The TPU compiler; jax[tpu] 0.10.2 asks for 0.0.42.
         "plan": ["libtpu>=0.0.42"],
@@ -96,6 +98,8 @@ setup(
         ],
         "test": [
             "datasets>=4.0",
+            "gcp-storage-emulator>=2026.7",
+            "gcsfs>=2025.9",
             "hypothesis>=6.100",
             "mypy>=1.10",
             "pandas>=2.2",

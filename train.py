@@ -3,7 +3,7 @@
 usage: python train.py --gin_file=FILE … [--gin.NAME=VALUE …] [--data_dir=FOLDER] [--offline] [--profile]
 
   --gin_file=FILE    read in the order given; relative to here or to the project's folder
-  --gin.NAME=VALUE   a macro (--gin.TRAIN_STEPS=100) or a parameter (--gin.train.steps=100)
+  --gin.NAME=VALUE   a macro (--gin.TRAIN_STEPS=100) or a field (--gin.TrainRun.steps=100)
   --data_dir=FOLDER  the same as --gin.DATA_DIR=FOLDER
   --offline          no library looks for a network
   --profile          the same as --gin.PROFILE=(10,5): after 10 steps, a trace of 5 in MODEL_DIR/profile
@@ -22,6 +22,7 @@ import sys
 from collections.abc import Sequence
 
 from flipped_cli import errors, gin_config
+from flipped_cli.runs import TrainRun
 
 PROFILE = "--gin.PROFILE=(10,5)"
 
@@ -29,10 +30,12 @@ PROFILE = "--gin.PROFILE=(10,5)"
 def main(words: Sequence[str]) -> None:
     """Reads the gin files and trains what they describe."""
     words = [PROFILE if word == "--profile" else word for word in words]
-    gin_config.load(gin_config.parse_arguments(words, __doc__ or ""))
+    usage = f"{__doc__}\nmacros:\n{gin_config.settings_help(TrainRun)}"
+    gin_config.load(gin_config.parse_arguments(words, usage), TrainRun)
+    run = gin_config.make(TrainRun)
     from flipped_cli import training
 
-    gin_config.call(training.train)
+    training.train(run, gin_config.operative())
 
 
 if __name__ == "__main__":

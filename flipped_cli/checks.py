@@ -1,33 +1,21 @@
-"""Checks of arguments that training and evaluation share, before anything slow or written."""
+"""Checks of settings that training and evaluation share, before anything slow or written."""
 
 from __future__ import annotations
 
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from flipped_cli.runs import METHODS
 from flipped_core.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from flipped_tasks.datasets import DatasetSpec
 
-METHODS = ("direct", "channel", "flipped")
-FEATURES = ("inputs", "targets")
 # The texts that the demo's checkpoint is pre-trained on; they are of no method.
 WORLD_TEXTS = ("world_text", "world_text_with_lists")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-
-
-def check_lengths(lengths: Mapping[str, int]) -> None:
-    """Refuses lengths other than whole numbers for "inputs" and "targets"."""
-    if not isinstance(lengths, Mapping) or set(lengths) != set(FEATURES):
-        raise UserError(f"lengths: expected {{'inputs': …, 'targets': …}}, got {lengths!r}")
-    for name, value in lengths.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 2:
-            raise UserError(
-                f"lengths[{name!r}]: expected a whole number of at least 2, got {value!r}"
-            )
 
 
 def check_model_dir(model_dir: str) -> None:
@@ -43,7 +31,7 @@ def check_data_dir(data_dir: str | None) -> None:
     """Refuses a folder that is not there; None stands for the made-up world."""
     if data_dir is None or "://" in data_dir:  # a bucket tells itself what is missing
         return
-    if not pathlib.Path(data_dir).expanduser().is_dir():
+    if not pathlib.Path(data_dir).is_dir():
         raise UserError(f"data_dir: expected a folder, there is none at {data_dir}")
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from flipped_cli import errors, provenance, quiet
 from flipped_cli.checks import check_data_dir, method_of
+from flipped_cli.runs import EvalRun
 from flipped_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,103 +24,41 @@ if TYPE_CHECKING:
     from flipped_eval.planning import Size
 
 
-def evaluate(
-    *,
-    checkpoint_path: str | Sequence[str],
-    output_dir: str,
-    suites: Sequence[str] = ("nlp14", "labels"),
-    method: str | Sequence[str] | None = None,
-    vocab_path: str | None = None,
-    data_dir: str | None = None,
-    lengths: Mapping[str, int] | None = None,
-    input_eos: bool | None = None,
-    batch_size: int | None = None,
-    model_parallelism: int = 1,
-    max_examples: int | None = None,
-    templates: str = "original",
-    splits: Mapping[str, str] | None = None,
-    exclude_datasets: Sequence[str] = (),
-    label_sets: str | None = None,
-    length_normalize: bool = False,
-    label: str | Sequence[str] | None = None,
-    seed: int = 0,
-    task_modules: Sequence[str] = (),
-    plan_only: bool = False,
-    coordinator_address: str | None = None,
-    process_count: int | None = None,
-    process_id: int | None = None,
-    coordinator_timeout: float = 300.0,
-) -> dict[str, Any]:
-    """Scores suites with the newest checkpoint of each folder by each method; what is None is as in its training.
+def evaluate(run: EvalRun) -> dict[str, Any]:
+    """Scores suites with the newest checkpoint of each folder by each method.
 
     Of several processes all call it alike and score together; the first one writes and prints.
 
     Args:
-      checkpoint_path: what `t5_engine.exchange` reads (ours, T5X's, Hugging Face's); or several.
-      output_dir: gets scores, predictions and `results.json`; a job that was killed goes on where it stopped.
-      suites: names of suites; a dataset's name, one's own included, or DATASET:TEMPLATE.
-      method: "direct", "channel" or "flipped", or several, each for all checkpoints.
-      vocab_path: a SentencePiece model.
-      data_dir: a folder `<dataset, / as __>/<split>.jsonl[.gz]` or `.parquet`; None, the made-up world.
-      lengths: most tokens of "inputs" and "targets".
-      input_eos: whether encoder inputs end with the end-of-sequence id.
-      batch_size: targets that the model scores at a time; None, the scorer's own.
-      model_parallelism: devices that share one copy of the weights.
-      max_examples: examples of a template; of a larger split some are drawn, with `seed`.
-      templates: "original" for T0's, "all" for every usable one.
-      splits: dataset -> split, where another than the suite's is wanted.
-      exclude_datasets: datasets to leave out, such as "story_cloze/2016", whose rows are handed out on request.
-      label_sets: a file like `mixtures/label_sets.yaml`, for the suite "labels".
-      length_normalize: rank by log-probability per target token (DIRECT only).
-      label: the name of each run in reports, checkpoint by checkpoint; made of folder and method where None.
-      seed: of the sample of examples and the templates' random draws.
-      task_modules: modules or files that register datasets of one's own; see `mixtures.modules`.
-      plan_only: print the plan and score nothing.
-      coordinator_address: "host:port" of process 0; None looks for SLURM or a TPU pod.
-      process_count: of the job; with an address only.
-      process_id: this process's number, from 0; with an address only.
-      coordinator_timeout: seconds to wait for the other processes.
+      run: all settings.
 
     Returns:
       What was written to `results.json`; {} with `plan_only`.
 
     Raises:
-      UserError: an argument that does not fit the checkpoints or the data.
+      UserError: a setting that does not fit the checkpoints or the data.
     """
-    with _joined(coordinator_address, process_count, process_id, coordinator_timeout):
-        trained = _trained(checkpoint_path, output_dir, method, vocab_path)
-        check_data_dir(data_dir)
-        _load_modules(task_modules, data_dir)
-        from flipped_eval import jobs, planning
+    with _joined(run):
+        trained = _trained(run)
+        check_data_dir(run.data_dir)
+        _load_modules(run)
+        from flipped_eval import jobs
 
-        runs = _runs(trained, method, _Given(vocab_path, lengths, input_eos, length_normalize))
-        request = planning.Request(
-            suites=_names("suites", suites),
-            templates=templates,
-            splits=dict(splits or {}),
-            exclude_datasets=tuple(exclude_datasets),
-            max_examples=max_examples,
-            seed=seed,
-            data_dir=data_dir,
-            label_sets=label_sets,
-        )
         return jobs.evaluate(
-            _labelled(runs, label),
-            request,
-            output_dir,
-            batch_size=batch_size,
-            model_parallelism=model_parallelism,
+            _labelled(_runs(run, trained), run.label),
+            run,
+            run.output_dir,
+            batch_size=run.batch_size,
+            model_parallelism=run.model_parallelism,
             announce=_announce,
-            tell_plan=functools.partial(_show_plan, plan_only),
+            tell_plan=functools.partial(_show_plan, run.plan_only),
         )
 
 
 @contextlib.contextmanager
-def _joined(*group: Any) -> Iterator[None]:
+def _joined(run: EvalRun) -> Iterator[None]:
     """Joins the job's other processes, where it has several; a mistake in one of them then ends all."""
-    from t5_engine import launch
-
-    if not launch.start(*group):
+    if not run.join():
         yield
         return
     from t5_engine import processes
@@ -128,16 +67,6 @@ def _joined(*group: Any) -> Iterator[None]:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with processes.one_for_all():
         yield
-
-
-@dataclasses.dataclass(frozen=True)
-class _Given:
-    """What the user said of all runs; None is taken from each checkpoint's recipe."""
-
-    vocab_path: str | None
-    lengths: Mapping[str, int] | None
-    input_eos: bool | None
-    length_normalize: bool
 
 
 def conclude(summary: Mapping[str, Any]) -> None:
@@ -159,33 +88,26 @@ def conclude(summary: Mapping[str, Any]) -> None:
         raise UserError(f"tasks that could not be run and are in no mean: {'; '.join(missing)}")
 
 
-def _names(field: str, value: str | Sequence[str]) -> tuple[str, ...]:
-    """One name or several, as gin and the command line give them."""
-    names = (value,) if isinstance(value, str) else tuple(value)
-    if not names or not all(isinstance(name, str) and name for name in names):
-        raise UserError(f"{field}: expected a name or a list of names, got {value!r}")
-    return names
-
-
-def _load_modules(task_modules: Sequence[str], data_dir: str | None) -> None:
-    quiet.import_for_rows(data_dir)
+def _load_modules(run: EvalRun) -> None:
+    quiet.import_for_rows(run.data_dir)
     from mixtures import modules
 
-    modules.load(task_modules)
+    modules.load(run.task_modules)
 
 
-def _trained(
-    checkpoint_path: str | Sequence[str], output_dir: str, method: object, vocab_path: str | None
-) -> dict[str, dict[str, Any]]:
+def _trained(run: EvalRun) -> dict[str, dict[str, Any]]:
     """Checkpoint -> what training wrote of it; refuses what is not there, or leaves something open."""
+    for name in ("suites", "checkpoint_path", "method", "label"):
+        if getattr(run, name) == ():
+            raise UserError(f"{name}: expected a name or a list of names, got an empty list")
     trained = {}
-    for checkpoint in _names("checkpoint_path", checkpoint_path):
+    for checkpoint in run.checkpoint_path:
         if "://" not in checkpoint:
-            _check_folders(pathlib.Path(checkpoint), pathlib.Path(output_dir))
+            _check_folders(pathlib.Path(checkpoint), pathlib.Path(run.output_dir))
         recipe = trained[checkpoint] = provenance.read_recipe(checkpoint)
         for missing, flag, found in (
-            ("METHOD", "methods", method or recipe.get("mixture")),
-            ("VOCAB_PATH", "vocab", vocab_path or recipe.get("vocab_path")),
+            ("METHOD", "methods", run.method or recipe.get("mixture")),
+            ("VOCAB_PATH", "vocab", run.vocab_path or recipe.get("vocab_path")),
         ):
             if not found:
                 from t5_engine import exchange
@@ -210,44 +132,41 @@ def _check_folders(checkpoint: pathlib.Path, output_dir: pathlib.Path) -> None:
         )
 
 
-def _runs(
-    trained: Mapping[str, Mapping[str, Any]], method: str | Sequence[str] | None, given: _Given
-) -> list[Run]:
+def _runs(run: EvalRun, trained: Mapping[str, Mapping[str, Any]]) -> list[Run]:
     return [
-        _run(checkpoint, recipe, one, given)
+        _run(run, checkpoint, recipe, method)
         for checkpoint, recipe in trained.items()
-        for one in _names("method", method or method_of(recipe["mixture"]))
+        for method in run.method or (method_of(recipe["mixture"]),)
     ]
 
 
-def _run(checkpoint: str, recipe: Mapping[str, Any], method: str, given: _Given) -> Run:
+def _run(run: EvalRun, checkpoint: str, recipe: Mapping[str, Any], method: str) -> Run:
     """One column; what is not given is the recipe's. The label is made later."""
     from flipped_eval.jobs import LENGTHS, Run
     from flipped_eval.keys import file_hash
 
     before = recipe.get("vocab_path")
-    vocab_path = str(given.vocab_path or before)
+    vocab_path = str(run.vocab_path or before)
     if before and pathlib.Path(before).is_file() and file_hash(vocab_path) != file_hash(before):
         raise UserError(
             f"vocab_path: {checkpoint} was trained with {before}, and {vocab_path} is another vocabulary"
         )
-    input_eos = given.input_eos
+    input_eos = run.input_eos
     return Run(
         method=method,
         vocab_path=vocab_path,
         label="",
         checkpoint=checkpoint,
-        lengths=given.lengths or recipe.get("lengths") or LENGTHS,
+        lengths=run.lengths or recipe.get("lengths") or LENGTHS,
         input_eos=recipe.get("input_eos", True) if input_eos is None else input_eos,
-        length_normalize=given.length_normalize,
+        length_normalize=run.length_normalize,
         exact_vocabulary=before is None,
     )
 
 
-def _labelled(runs: Sequence[Run], label: str | Sequence[str] | None) -> list[Run]:
+def _labelled(runs: Sequence[Run], labels: tuple[str, ...] | None) -> list[Run]:
     """The runs with the labels given, or with names made of what they differ in: folder, method, or both."""
-    if label is not None:
-        labels = _names("label", label)
+    if labels is not None:
         if len(labels) != len(runs):
             raise UserError(
                 f"label: expected {len(runs)} names, one for each checkpoint and method, got {len(labels)}"

@@ -2,7 +2,7 @@
 
 The files use gin's dynamic registration: a file imports what it binds, so the functions and classes
 that are configured need no decorator and the engine knows nothing of gin. A name in capitals is a
-macro (`TRAIN_STEPS`), as in T5X; anything else is `function.parameter` (`train.steps`).
+macro (`TRAIN_STEPS`), as in T5X; anything else is `CLASS.FIELD` (`TrainRun.steps`).
 """
 
 from __future__ import annotations
@@ -16,16 +16,21 @@ import pathlib
 import re
 import sys
 import tokenize
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import gin
 from gin import config as gin_internals
+from gin import config_parser
 
 from flipped_cli import offline
+from flipped_core import settings
 from flipped_core.errors import UserError, nearest, unknown
+from flipped_core.settings import Declared, declared, shown, table
 
+T = TypeVar("T")
 PROJECT_DIR = pathlib.Path(__file__).resolve().parents[1]
+_SPELLED = re.compile(r"=\s*([^\s#]+)")
 _FLAGS = ("--gin_file", "--data_dir", "--gin.NAME", "--offline", "--help")
 
 
@@ -67,9 +72,9 @@ def parse_arguments(words: Sequence[str], usage: str) -> Arguments:
         if name == "--gin_file":
             files.append(value)
         elif name == "--data_dir":
-            bindings.append(("DATA_DIR", repr(value)))
+            bindings.append(("DATA_DIR", value))
         else:
-            bindings.append((name.removeprefix("--gin.").strip(), quoted(value)))
+            bindings.append((name.removeprefix("--gin.").strip(), value))
     if not files:
         raise UserError("no gin file given: --gin_file=gin/runs/….gin (see --help)")
     return Arguments(tuple(files), tuple(bindings))
@@ -82,34 +87,235 @@ def quoted(value: str) -> str:
         return text
     try:
         ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return repr(text)
     return text
 
 
-def load(arguments: Arguments) -> None:
+def _quoted_for(value: str, one: Declared | None) -> str:
+    """Like `quoted`; what is written for a setting that is a text stays that text, `20261128` or `1e3` too."""
+    text = value.strip()
+    if one is None or not one.holds_text or text[:1] in tuple("@%\"'"):
+        return quoted(value)
+    if text == "None" or (text[:1] in tuple("[(") and not one.is_text):
+        return text
+    return repr(value)
+
+
+def load(arguments: Arguments, run_class: type | None = None) -> None:
     """Forgets what gin knew, then reads the files and the bindings, in this order.
+
+    Args:
+      arguments: the command line.
+      run_class: `TrainRun` or `EvalRun`, whose macros are bound to its fields.
 
     Raises:
       UserError: a missing or malformed file, an unknown macro, function or parameter, a macro that
-        is still `%gin.REQUIRED`.
+        is still `%gin.REQUIRED`, or macros that refer to each other in a circle.
     """
     gin.clear_config()
     gin.add_config_file_search_path(str(PROJECT_DIR))
+    if run_class is not None:
+        _register(run_class)
+    texts: dict[str, str] = {}
     for path in arguments.gin_files:
         _parse_file(path)
-    known = macros()
+        texts |= _number_texts(path)
+    declared_here = {} if run_class is None else settings.macros(run_class)
+    known = macros() | {m for m, one in declared_here.items() if one.owner == _name(run_class)}
     for name, value in arguments.bindings:
         if "." not in name and name not in known:
             raise unknown("gin macro", name, known)
-        _guarded(functools.partial(gin.parse_config, f"{name} = {value}"), f"--gin.{name}")
+        text = _quoted_for(value, declared_here.get(name) or _parameter(name, run_class))
+        _guarded(functools.partial(gin.parse_config, f"{name} = {text}"), f"--gin.{name}")
+        texts.pop(name, None)
+    if run_class is not None:
+        _refuse_unused()
+        _bind(run_class, texts)
+    _refuse_circles()
     refuse_missing()
     _guarded(gin.finalize, "gin")
+
+
+def make(run_class: type[T]) -> T:
+    """The run that the loaded files and bindings describe.
+
+    Raises:
+      UserError: a required setting is not bound, or a value is not of its setting's type.
+    """
+    configured = gin.get_configurable(run_class)
+    bound = gin.get_bindings(run_class, False)
+    for name, one in declared(run_class).items():
+        if one.required and name not in bound:
+            raise UserError(
+                f"required setting {one.label} is missing: "
+                + (f"--gin.{one.setting.macro}=…" if one.setting.macro else one.setting.doc)
+            )
+    found: list[T] = []
+    try:
+        _guarded(lambda: found.append(configured()), "gin")
+    except UserError as error:  # gin adds lines of its own to the message of whatever passes it
+        raise UserError(str(error).split("\n  In call to configurable")[0]) from None
+    # gin instantiates a subclass of its own, which would equal no other run.
+    return run_class(**{name: getattr(found[0], name) for name in declared(run_class)})
+
+
+def operative() -> str:
+    """The bindings in force, as a gin file."""
+    return gin.operative_config_str()
+
+
+def settings_help(run_class: type) -> str:
+    """A line for each macro of a run: its default, what is expected, and its documentation."""
+    lines = []
+    for macro, default, expected, doc in table(run_class):
+        lines += [f"  {macro} ({default}): {doc}", f"      {expected}"]
+    return "\n".join(lines)
+
+
+def _register(run_class: type) -> None:
+    try:
+        gin.get_configurable(run_class)
+    except ValueError:
+        gin.external_configurable(run_class, module=run_class.__module__)
+
+
+def _parameter(name: str, run_class: type | None) -> Declared | None:
+    """The setting that CLASS.FIELD names."""
+    owner, _, field = name.rpartition(".")
+    if run_class is None or owner.rpartition(".")[2] != run_class.__name__:
+        return None
+    return declared(run_class).get(field)
+
+
+def _bind(run_class: type, texts: Mapping[str, str]) -> None:
+    """Binds each field to its macro, where that is bound; numbers written for texts become those texts."""
+    selector = f"{run_class.__module__}.{run_class.__name__}"
+    for name, one in declared(run_class).items():
+        macro = one.setting.macro
+        explicit = gin_internals._CONFIG.get(("", selector), {})
+        if name in explicit:
+            explicit[name] = _as_text(one, explicit[name], None)
+        elif macro in _bound_macros():
+            end = _end_of(macro)
+            value = gin_internals._CONFIG[(end, "gin.macro")]["value"]
+            if (text := _as_text(one, value, texts.get(end))) is not value:
+                gin.bind_parameter((macro, "gin.macro", "value"), text)
+            gin.parse_config(f"{selector}.{name} = %{macro}")
+
+
+def _end_of(macro: str) -> str:
+    """The macro whose value a chain of macros that only name each other ends in."""
+    seen = [macro]
+    while True:
+        value = gin_internals._CONFIG.get((macro, "gin.macro"), {}).get("value")
+        following = _macro_name(value)
+        if following is None or (following, "gin.macro") not in gin_internals._CONFIG:
+            return macro
+        if following in seen:
+            raise _circle([*seen[seen.index(following) :], following])
+        seen.append(following)
+        macro = following
+
+
+def _as_text(one: Declared, value: Any, text: str | None) -> Any:
+    """A number that stands for a text, as that text; anything else as it is."""
+    if not one.holds_text:
+        return value
+    if isinstance(value, (bool, int, float)):
+        if text is not None:
+            return text
+        if isinstance(value, float):  # 2026.10 and 2026.1 are one number
+            raise UserError(f"{one.label}: expected {one.expected}, got {shown(value)}; quote it")
+        return str(value)
+    if isinstance(value, (list, tuple)) and not one.is_text:
+        return [_as_text(one, item, None) for item in value]
+    return value
+
+
+class _Blind(config_parser.ParserDelegate):
+    """Reads a file's syntax without looking up what it names."""
+
+    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> None:
+        return None
+
+    def macro(self, macro_name: str) -> None:
+        return None
+
+
+def _number_texts(path: str) -> dict[str, str]:
+    """Macro -> how the file, which gin has read before, spells its number; included files come in their order."""
+    file = next(f for f in (pathlib.Path(path), PROJECT_DIR / path) if f.is_file())
+    texts: dict[str, str] = {}
+    with file.open(encoding="utf-8") as content:
+        for statement in config_parser.ConfigParser(content, _Blind()):
+            if isinstance(statement, config_parser.IncludeStatement):
+                texts |= _number_texts(statement.filename)
+            elif isinstance(statement, config_parser.BindingStatement) and not statement.arg_name:
+                texts.pop(statement.selector, None)
+                spelled = _SPELLED.search(statement.location.line_content)
+                if isinstance(statement.value, (bool, int, float)) and spelled:
+                    texts[statement.selector] = spelled[1]
+    return texts
 
 
 def macros() -> set[str]:
     """The macros that the files bind or use."""
     return _bound_macros() | _used_macros()
+
+
+def _name(run_class: type | None) -> str:
+    return "" if run_class is None else run_class.__name__
+
+
+def _refuse_unused() -> None:
+    """Refuses macros that nothing reads: most are misspelt."""
+    from flipped_cli.runs import EvalRun, TrainRun
+
+    # A recipe's macros may stand in a file that an evaluation reads.
+    known = {*settings.macros(TrainRun), *settings.macros(EvalRun)} | _used_macros()
+    for name in sorted(_bound_macros()):
+        if name not in known:
+            raise unknown("gin macro", name, known)
+
+
+def _macro_name(value: Any) -> str | None:
+    """The macro that a value refers to, if it is nothing but that."""
+    is_reference = isinstance(value, gin_internals.ConfigurableReference)
+    if is_reference and value.config_key[1] == "gin.macro":
+        return value.config_key[0]
+    return None
+
+
+def _refuse_circles() -> None:
+    """Raises for values that refer to themselves, directly or through others; gin would not end."""
+    edges: dict[tuple[str, str], list[tuple[str, str]]] = {
+        key: [one.config_key for one in gin_internals.iterate_references(dict(values))]
+        for key, values in gin_internals._CONFIG.items()
+    }
+    done: set[tuple[str, str]] = set()
+
+    def visit(key: tuple[str, str], path: list[tuple[str, str]]) -> None:
+        if key in path:
+            raise _circle([_shown_key(one) for one in [*path[path.index(key) :], key]])
+        if key in done:
+            return
+        for following in edges.get(key, ()):
+            visit(following, [*path, key])
+        done.add(key)
+
+    for key in edges:
+        visit(key, [])
+
+
+def _shown_key(key: tuple[str, str]) -> str:
+    scope, selector = key
+    return scope if selector == "gin.macro" else selector.rpartition(".")[2]
+
+
+def _circle(names: Sequence[str]) -> UserError:
+    chain = " -> ".join(f"%{name}" for name in names)
+    return UserError(f"gin macro {names[0]}: expected a value, got a reference to itself ({chain})")
 
 
 def watch_macros(given: Iterable[str]) -> None:
@@ -138,30 +344,6 @@ def _used_macros() -> set[str]:
         gin_internals._CONFIG, to=gin.get_configurable(gin_internals.macro)
     )
     return {reference.scoped_selector.rpartition("/")[0] for reference in references}
-
-
-def call(function: Callable[..., Any]) -> Any:
-    """Calls `function` with the values that the loaded files bind to its parameters."""
-    try:
-        configured = gin.get_configurable(function)
-    except ValueError:
-        raise UserError(
-            f"the gin files bind nothing of {function.__name__!r}; "
-            f"expected a file of gin/runs that does (--gin_file)"
-        ) from None
-    missing = sorted(set(_required_parameters(function)) - set(gin.get_bindings(function, False)))
-    if missing:
-        name = f"{function.__name__}.{missing[0]}"
-        raise UserError(f"gin binding {name} is required: --gin.{name}=…")
-    try:
-        return configured()
-    except UserError as error:  # gin adds lines of its own to the message of whatever passes it
-        raise UserError(str(error).split("\n  In call to configurable")[0]) from None
-
-
-def _required_parameters(function: Callable[..., Any]) -> Iterable[str]:
-    parameters = inspect.signature(function).parameters.values()
-    return [p.name for p in parameters if p.default is p.empty]
 
 
 def _parse_file(path: str) -> None:

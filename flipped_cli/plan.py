@@ -120,7 +120,7 @@ def _from_gin(name: str) -> tuple[Any, dict[str, Any]] | None:
     gin.clear_config()
     gin.parse_config("DROPOUT_RATE = 0.1")
     gin.parse_config_file(str(path))
-    model = gin_config.call(T5Config)
+    model = gin_config.make(T5Config)
     names = ("MODEL_PARALLELISM", "FSDP", "MICROBATCHES")
     return model, {macro.lower(): gin.query_parameter(f"%{macro}") for macro in names}
 

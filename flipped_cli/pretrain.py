@@ -155,6 +155,7 @@ def _run(folder: pathlib.Path) -> dict[str, Any]:
         "steps": exchange.open_checkpoint(folder).step,
         "final_loss": round(last["loss"], 4),
         **{name: recipe[name] for name in names},
+        "decay_steps": recipe.get("decay_steps") or recipe["steps"],
     }
 
 
@@ -175,6 +176,14 @@ def sample_loss(folder: pathlib.Path) -> float:
     return -float(scores.sum(dtype="float64")) / sum(len(targets) for _, targets in pairs)
 
 
+def _decay(run: dict[str, Any]) -> str:
+    return (
+        "constant"
+        if run["decay"] == "constant"
+        else f"{run['decay']} to 0 at {run['decay_steps']:,}"
+    )
+
+
 def sha256(path: pathlib.Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -182,7 +191,7 @@ def sha256(path: pathlib.Path) -> str:
 def _readme(card: dict[str, Any], model: dict[str, Any]) -> str:
     runs = "\n".join(
         f"| `{run['gin']}` | {run['steps']:,} | {run['batch_size']} | {run['optimizer']}, {run['learning_rate']:g}, "
-        f"{run['decay']} | {run['seed']} | {run['final_loss']} |"
+        f"{_decay(run)} | {run['seed']} | {run['final_loss']} |"
         for run in card["runs"]
     )
     sums = "\n".join(f"- `{name}`: `{value}`" for name, value in card["sha256"].items())
@@ -194,7 +203,8 @@ FLIPPED from it, as the real recipe starts from the LM-adapted T5. It knows noth
 - Rebuild: `{card["command"]}`
 - Data: {card["data"]}.
 - Model: {model["num_encoder_layers"]} + {model["num_decoder_layers"]} layers, width {model["emb_dim"]}, \
-{model["num_heads"]} heads of {model["head_dim"]}, feed-forward {model["mlp_dim"]}, {model["vocab_size"]} embedding rows.
+{model["num_heads"]} heads of {model["head_dim"]}, feed-forward {model["mlp_dim"]}, \
+{model["vocab_size"]} embedding rows.
 - Steps: {card["steps"]:,}, one core. Final training loss: {card["final_loss"]}.
 - Loss per target token on {card["sample"]["texts"]} texts of seed {card["sample"]["seed"]}, never trained on: \
 {card["loss_on_sample"]}.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import pathlib
@@ -10,17 +11,15 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any
 
+from flipped_cli.runs import TrainRun
 from flipped_core.errors import UserError
-from flipped_core.files import write_atomically
+from flipped_core.files import read_json, write_atomically
+from flipped_core.settings import Resume, declared, from_mapping, plain, shown
 
 RUN_FILE = "run.json"
 CHECKPOINTS = "checkpoints"  # t5_engine.checkpoints writes them there
 OPERATIVE_GIN_FILE = "operative_config.gin"
 PACKAGES = ("flax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "seqio", "tensorflow")
-# A run may go on with other values of these; any other difference makes it another run.
-MAY_CHANGE = frozenset({"steps", "data_dir"})
-# Fields of the model that say how it is computed, not what: they may change too.
-EXECUTION_FIELDS = frozenset({"remat", "attention", "unroll_layers"})
 
 
 def versions() -> dict[str, str]:
@@ -50,59 +49,79 @@ def git_commit() -> str | None:
         return None
 
 
-def open_run(
-    model_dir: str, recipe: Mapping[str, Any], operative_gin: str, *, write: bool = True
-) -> None:
+def open_run(run: TrainRun, operative_gin: str, *, write: bool = True) -> None:
     """Writes `run.json` and the operative gin config, unless the folder holds another run.
 
     Args:
-      model_dir: made where it is missing.
-      recipe: what decides the run's numbers, as plain values.
+      run: the settings.
       operative_gin: the bindings in force.
       write: False only checks, as all processes but the first do.
 
     Raises:
-      UserError: the folder has checkpoints and its `run.json` differs from `recipe`; nothing is
+      UserError: the folder has checkpoints and its `run.json` differs from `run`; nothing is
         written then.
     """
-    folder = pathlib.Path(model_dir)
-    recipe = json.loads(json.dumps(recipe))
+    folder = pathlib.Path(run.model_dir)
     file = folder / RUN_FILE
     checkpoints = folder / CHECKPOINTS
     if file.exists() and checkpoints.is_dir() and any(checkpoints.iterdir()):
-        _refuse_other(file, recipe)
+        _refuse_other(file, run)
     if not write:
         return
     write_atomically(folder / OPERATIVE_GIN_FILE, operative_gin)
-    run = {"recipe": recipe, "versions": versions(), "git_commit": git_commit()}
-    write_atomically(file, json.dumps(run, indent=2, ensure_ascii=False) + "\n")
+    content = {"recipe": _recorded(run), "versions": versions(), "git_commit": git_commit()}
+    write_atomically(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_recipe(model_dir: str) -> dict[str, Any]:
-    """The recipe that `open_run` wrote into `model_dir`, or {} where the folder has none."""
+    """The settings in `run.json` of `model_dir`, by field of `TrainRun`; {} where the folder has none.
+
+    Files of older versions may lack some.
+
+    Raises:
+      UserError: the file cannot be read, or a setting is unknown or not of its type.
+    """
     file = pathlib.Path(model_dir) / RUN_FILE
     if not file.exists():
         return {}
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))["recipe"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: not a run file: {error}") from None
+    return _read(file, partial=True)
 
 
-def _refuse_other(file: pathlib.Path, recipe: Mapping[str, Any]) -> None:
-    before, recipe = _computed(read_recipe(str(file.parent))), _computed(recipe)
-    for name in sorted(set(before) | set(recipe)):
-        if name not in MAY_CHANGE and before.get(name) != recipe.get(name):
+def _read(file: pathlib.Path, *, partial: bool) -> dict[str, Any]:
+    recipe = read_json(file).get("recipe")
+    if not isinstance(recipe, Mapping):
+        raise UserError(f"{file}: not a run file: expected an object 'recipe', got {shown(recipe)}")
+    given = {"model_dir": str(file.parent), **recipe}  # required, and not in the file
+    return from_mapping(TrainRun, given, str(file), partial=partial)
+
+
+def _recorded(run: TrainRun) -> dict[str, Any]:
+    """What `run.json` keeps: all settings but those of this process and machine."""
+    return {
+        name: plain(getattr(run, name))
+        for name, one in declared(TrainRun).items()
+        if one.setting.resume is not Resume.LOCAL
+    }
+
+
+def _refuse_other(file: pathlib.Path, run: TrainRun) -> None:
+    before = _read(file, partial=False)
+    for name, one in sorted(declared(TrainRun).items()):
+        # A setting that the file's version did not know had its default.
+        old, new = before.get(name, one.default), getattr(run, name)
+        if one.setting.resume is Resume.SAME and _computed(old) != _computed(new):
             raise UserError(
-                f"model_dir {file.parent} holds another run: its {name} is {before.get(name)!r}, "
-                f"got {recipe.get(name)!r}; give another MODEL_DIR"
+                f"model_dir {file.parent} holds another run: its {name} is {shown(plain(old))}, "
+                f"got {shown(plain(new))}; give another MODEL_DIR"
             )
 
 
-def _computed(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe without the fields of its model that only say how it is carried out."""
-    model = recipe.get("model")
-    if not isinstance(model, Mapping):
-        return dict(recipe)
-    kept = {name: value for name, value in model.items() if name not in EXECUTION_FIELDS}
-    return {**recipe, "model": kept}
+def _computed(value: Any) -> Any:
+    """The value, of a model without the fields that only say how it is carried out."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    return {
+        name: getattr(value, name)
+        for name, one in declared(type(value)).items()
+        if one.setting.resume is Resume.SAME
+    }

@@ -1,1 +1,1 @@
-"""What every package shares: user errors and atomic file writes. Imports nothing outside the standard library."""
+"""What every package shares: user errors, paths (local or in buckets), atomic writes. Imports none of our packages."""

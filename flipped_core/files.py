@@ -9,17 +9,31 @@ import pathlib
 import tempfile
 from typing import Any
 
+from etils import epath
+
 from flipped_core.errors import UserError
+from flipped_core.paths import explain, is_bucket, to_path
 
 Json = dict[str, Any]
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes `path` so that a reader, or a job that comes after a kill, sees all of it or nothing.
+def write_atomically(path: epath.PathLike, text: str) -> None:
+    """Writes a file so that a reader, or a job that comes after a kill, sees all of it or nothing.
+
+    Args:
+      path: a local path, whose folder is made where it is missing, or one in a bucket.
+      text: the content; UTF-8.
 
     Raises:
-      UserError: the disk is full, or the folder cannot be written; an older file is still there then.
+      UserError: the disk is full, or the folder or bucket cannot be written; an older file is still there then.
     """
+    if is_bucket(path):  # an object appears whole, when its upload is complete
+        try:
+            to_path(path).write_bytes(text.encode())
+        except Exception as error:
+            raise UserError(f"cannot write {os.fspath(path)}: {explain(error)}") from error
+        return
+    path = pathlib.Path(path)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,16 +68,16 @@ def to_json(value: Any, indent: int | None = 1) -> str:
     )
 
 
-def read_json(path: pathlib.Path) -> Json:
-    """A JSON file that one of these functions wrote.
+def read_json(path: epath.PathLike) -> Json:
+    """The object in a JSON file, local or in a bucket.
 
     Raises:
       UserError: it cannot be read, is not JSON, or is no object; names the file.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(epath.Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        raise UserError(f"cannot read {os.fspath(path)}: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value

@@ -21,7 +21,6 @@ from flipped_eval.planning import Model, Plan, Request
 from flipped_eval.scoring import Announce, Job, Progress, Scorer
 from flipped_tasks.methods import METHODS
 from flipped_tasks.tokens import Vocabulary
-from mixtures.suites import TEMPLATE_CHOICES
 from t5_engine import processes
 
 PAIRS_TOGETHER = 4096
@@ -293,13 +292,8 @@ def _check(runs: Sequence[Run], request: Request, resamples: int, batch_size: in
         if run.length_normalize and run.method != "direct":
             raise UserError(f"length_normalize: expected method 'direct', got {run.method!r}")
         _check_lengths(run.lengths)
-    if isinstance(request.suites, str) or not request.suites:
+    if not request.suites:
         raise UserError(f"suites: expected a list of names, got {request.suites!r}")
-    if request.templates not in TEMPLATE_CHOICES:
-        raise unknown("templates", request.templates, TEMPLATE_CHOICES)
-    most = request.max_examples
-    if most is not None and most < 1:
-        raise UserError(f"max_examples: expected at least 1, or None for all, got {most!r}")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size: expected at least 1, or None, got {batch_size!r}")
     if resamples < 1:

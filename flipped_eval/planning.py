@@ -14,6 +14,7 @@ from flipped_core.errors import UserError, unknown
 from flipped_core.files import Json
 from flipped_eval import keys
 from flipped_eval.examples import Case, CaseBuilder, Row, TaskCases
+from flipped_eval.request import Request
 from flipped_eval.results import CHOSEN
 from flipped_tasks.datasets import dataset_names, get_dataset, template_names, usable_templates
 from flipped_tasks.promptsource import TemplateSpec, load_template
@@ -30,20 +31,6 @@ SUITES: Mapping[str, Callable[[str, str | None], list[EvalTask]]] = {
     "seen": lambda templates, label_sets: all_suites.seen(templates),
 }
 SAMPLED_ROWS = 32  # of each split, for the plan's estimate
-
-
-@dataclass(frozen=True)
-class Request:
-    """What all runs of a job have in common; see `jobs.evaluate`."""
-
-    suites: tuple[str, ...]
-    templates: str = "original"
-    splits: Mapping[str, str] = field(default_factory=dict)
-    exclude_datasets: tuple[str, ...] = ()
-    max_examples: int | None = None
-    seed: int = 0
-    data_dir: str | None = None
-    label_sets: str | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flipped_core.errors import UserError, unknown
+from flipped_core.settings import Resume, check_fields, setting
 
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "minimal", "full")
@@ -19,71 +20,75 @@ ATTENTIONS = ("plain", "cudnn")
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """What defines a T5.1.1 model: sizes, numeric type of the activations, initialisation, execution.
+    """What defines a T5.1.1 model: sizes, numeric type of the activations, initialization, execution.
 
-    Parameters, softmax, logits and loss are float32 whatever `dtype` is.
+    Parameters, softmax, logits and loss are float32 whatever `dtype` is. N * H need not be D.
 
-    Attributes:
-      vocab_size: V, the embedding's rows (32128 for the public vocabulary).
-      emb_dim: D.
-      num_heads: N.
-      head_dim: H. N * H need not be D.
-      mlp_dim: F; the feed-forward block is a gated GELU with two input kernels [D, F].
-      num_encoder_layers: L of the encoder.
-      num_decoder_layers: L of the decoder.
-      dropout_rate: the probability of dropping; used only in training.
-      dtype: the activations' type, "float32" or "bfloat16".
-      relative_attention_num_buckets: columns of the relative-position table, one table a stack.
-      relative_attention_max_distance: distances beyond it share the last bucket.
-      layer_norm_epsilon: added to the mean square in the RMS norm.
-      remat: what the backward pass computes anew to save memory: "none"; "minimal" keeps the matrix products
-        of weights; "full" keeps only each layer's input.
-      attention: "plain" runs everywhere; "cudnn" is cuDNN's fused kernel, for NVIDIA GPUs and bfloat16.
-      unroll_layers: True writes the layers out one after the other in the compiled program instead of looping
-        over them; the parameters are the same. Faster to run for a few small layers, slower to compile for many.
-      matching_init: a start for tiny models that are trained from scratch, not part of T5. Query and key kernels
-        of self- and cross-attention start proportional to each other, so that a word attends to its own
-        repetitions, and the first heads of each relative-position table prefer the previous word (and, in
-        the encoder, the next).
+    Raises:
+      UserError: a value is not of its type or out of its bounds.
     """
 
-    vocab_size: int = 32128
-    emb_dim: int = 512
-    num_heads: int = 6
-    head_dim: int = 64
-    mlp_dim: int = 1024
-    num_encoder_layers: int = 8
-    num_decoder_layers: int = 8
-    dropout_rate: float = 0.1
-    dtype: str = "float32"
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
-    remat: str = "none"
-    attention: str = "plain"
-    unroll_layers: bool = False
-    matching_init: bool = False
+    vocab_size: int = setting(
+        "V, rows of the embedding (32128 for the public vocabulary).", 32128, minimum=1
+    )
+    emb_dim: int = setting("D, the model width.", 512, minimum=1)
+    num_heads: int = setting("N, attention heads.", 6, minimum=1)
+    head_dim: int = setting("H, size of a head.", 64, minimum=1)
+    mlp_dim: int = setting(
+        "F, width of the feed-forward block: a gated GELU with two input kernels [D, F].",
+        1024,
+        minimum=1,
+    )
+    num_encoder_layers: int = setting("L of the encoder.", 8, minimum=1)
+    num_decoder_layers: int = setting("L of the decoder.", 8, minimum=1)
+    dropout_rate: float = setting(
+        "Probability of dropping, in training only.", 0.1, macro="DROPOUT_RATE", minimum=0, below=1
+    )
+    dtype: str = setting("Type of the activations.", "float32", macro="DTYPE", choices=DTYPES)
+    relative_attention_num_buckets: int = setting(
+        "Columns of the relative-position table, of which each stack has one.", 32, minimum=1
+    )
+    relative_attention_max_distance: int = setting(
+        "Distances beyond it share the last bucket.", 128, unit="tokens", minimum=1
+    )
+    layer_norm_epsilon: float = setting("Added to the mean square in the RMS norm.", 1e-6, above=0)
+    remat: str = setting(
+        'What the backward pass recomputes to save memory: "minimal" keeps the matrix products of weights, '
+        '"full" only each layer\'s input.',
+        "none",
+        macro="REMAT",
+        choices=REMAT_POLICIES,
+        resume=Resume.FREE,
+    )
+    attention: str = setting(
+        '"plain" runs everywhere; "cudnn" is cuDNN\'s fused kernel, for NVIDIA GPUs and bfloat16.',
+        "plain",
+        choices=ATTENTIONS,
+        resume=Resume.FREE,
+    )
+    unroll_layers: bool = setting(
+        "Compile the layers one after the other instead of as a loop; the parameters are the same. Faster to run for "
+        "a few small layers, slower to compile for many.",
+        False,
+        resume=Resume.FREE,
+    )
+    # Query and key kernels of self- and cross-attention start proportional to each other, so that a token attends to
+    # its own repetitions; the first heads of each relative-position table prefer the previous token (and, in the
+    # encoder, the next).
+    matching_init: bool = setting(
+        "Initialization for tiny models trained from scratch, not part of T5: attention prefers repetitions.",
+        False,
+    )
 
     def __post_init__(self) -> None:
-        for name in _SIZE_FIELDS:
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"{name}: expected a whole number of at least 1, got {value!r}")
         if self.dtype == "float16":
             raise UserError(
                 "dtype 'float16' is refused: T5's activations exceed float16's largest number (65504) and "
                 "overflow to infinity; use 'bfloat16', which has the range of float32, or 'float32'"
             )
-        if self.dtype not in DTYPES:
-            raise unknown("dtype", self.dtype, DTYPES)
-        if self.remat not in REMAT_POLICIES:
-            raise unknown("remat", self.remat, REMAT_POLICIES)
-        if self.attention not in ATTENTIONS:
-            raise unknown("attention", self.attention, ATTENTIONS)
+        check_fields(self)
         if self.attention == "cudnn" and self.dtype != "bfloat16":
             raise UserError(f"attention 'cudnn': expected dtype 'bfloat16', got {self.dtype!r}")
-        if not 0.0 <= self.dropout_rate < 1.0:
-            raise UserError(f"dropout_rate: expected 0 <= rate < 1, got {self.dropout_rate!r}")
 
     @property
     def joined_kv(self) -> int:

@@ -16,9 +16,7 @@ import optax
 
 from flipped_core.errors import UserError, unknown
 from t5_engine.model import STACKED, STACKS
-
-OPTIMIZERS = ("adafactor", "adam")
-DECAYS = ("constant", "linear", "cosine")
+from t5_engine.run_settings import DECAYS
 
 
 def schedule(

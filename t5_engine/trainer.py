@@ -20,21 +20,19 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 
 from flipped_core.errors import UserError
-from t5_engine import axes, checkpoints, exchange, optimizer, partitioning, speed
+from t5_engine import axes, checkpoints, exchange, partitioning, speed
 from t5_engine.axes import Layout
 from t5_engine.config import T5Config
 from t5_engine.reporting import Reporter
+from t5_engine.run_settings import TrainConfig
 from t5_engine.step import (
-    Step,
     TrainState,
     compiled_step,
     dropout_key_data,
     make_state,
-    make_step,
     state_shardings,
 )
 from t5_engine.stopping import Termination
@@ -43,101 +41,6 @@ Batches = Callable[[int], Iterator[Mapping[str, np.ndarray]]]
 EXAMPLE_IDS = "example_ids"
 PROFILE_FOLDER = "profile"
 _TASKS_NAMED = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """One training run.
-
-    Attributes:
-      model_dir: where checkpoints, metrics.jsonl and TensorBoard's files go; of several processes, all see it.
-      steps: the number of steps in all, those before a restart included.
-      learning_rate: the highest; relative to each parameter's size for Adafactor.
-      seed: of the initialisation and of dropout.
-      lambda_unlikelihood: the weight of the unlikelihood term; 0 for DIRECT, CHANNEL and the ablation.
-      z_loss: see `losses.cross_entropy`.
-      optimizer: "adafactor" (T5X's recipe) or "adam" (small models from scratch).
-      warmup_steps: steps of linear warm-up.
-      decay: "constant", "linear" or "cosine", down to 0 at `steps`.
-      initial_checkpoint_path: whose parameters to begin from: a run's folder or one of its checkpoints, a Hugging Face
-        folder, or a T5X checkpoint, in a folder or a bucket (`exchange.load_for`).
-      checkpoint_period: steps between checkpoints; one is always written at the end.
-      keep_checkpoints: how many of the newest stay; None keeps all.
-      keep_every: checkpoints of each so many steps stay whatever their age.
-      log_period: steps between reports.
-      model_parallelism: devices that share one copy of the weights; the rest multiply the batch's speed.
-      fsdp: whether weights and optimizer's state are split over the data axis too; see `axes.rules`.
-      microbatches: see `step.make_step`.
-      nominal_rate: FLOP/s of one device, for the MFU; None takes that of `speed.NOMINAL_RATES`.
-      profile: (steps to let pass, steps to trace) after each start; the trace goes to `model_dir`/profile.
-      label: the name in front of the progress bar.
-    """
-
-    model_dir: str
-    steps: int
-    learning_rate: float
-    seed: int = 0
-    lambda_unlikelihood: float = 0.0
-    z_loss: float = 0.0
-    optimizer: str = "adafactor"
-    warmup_steps: int = 0
-    decay: str = "constant"
-    initial_checkpoint_path: str | None = None
-    checkpoint_period: int = 1000
-    keep_checkpoints: int | None = None
-    keep_every: int | None = None
-    log_period: int = 50
-    model_parallelism: int = 1
-    fsdp: bool = False
-    microbatches: int = 1
-    nominal_rate: float | None = None
-    profile: tuple[int, int] | None = None
-    label: str = "train"
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "checkpoint_period", "log_period", "microbatches"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)!r}")
-        if self.lambda_unlikelihood < 0:
-            raise UserError(
-                f"lambda_unlikelihood: expected at least 0, got {self.lambda_unlikelihood!r}"
-            )
-        if self.profile is not None and (len(self.profile) != 2 or min(self.profile) < 1):
-            raise UserError(
-                f"profile: expected (steps to let pass, steps to trace), each at least 1, got {self.profile!r}"
-            )
-
-    @property
-    def transform(self) -> optax.GradientTransformation:
-        """The optimizer."""
-        return optimizer.make(
-            self.optimizer,
-            self.learning_rate,
-            warmup_steps=self.warmup_steps,
-            decay=self.decay,
-            steps=self.steps,
-        )
-
-    @property
-    def schedule(self) -> optax.Schedule:
-        """The learning rate by step, from 0."""
-        return optimizer.schedule(
-            self.learning_rate,
-            warmup_steps=self.warmup_steps,
-            decay=self.decay,
-            steps=self.steps,
-        )
-
-    def step(self, model_config: T5Config, layout: Layout) -> Step:
-        """The function of one step, not yet compiled."""
-        return make_step(
-            model_config,
-            self.transform,
-            layout,
-            lambda_unlikelihood=self.lambda_unlikelihood,
-            z_loss=self.z_loss,
-            microbatches=self.microbatches,
-        )
 
 
 def train(
@@ -254,7 +157,7 @@ class _Loop:
                 f"batches: expected one for each of {self._config.steps} steps, got {step - 1}"
             )
         example_ids = batch.pop(EXAMPLE_IDS, None)
-        if not self._config.lambda_unlikelihood:
+        if not self._config.unlikelihood_weight:
             batch = {name: array for name, array in batch.items() if not name.startswith("wrong_")}
         put = partitioning.put_batch(batch, self._layout.mesh, self._config.microbatches)
         return put, example_ids
@@ -270,7 +173,7 @@ class _Loop:
             per_example = speed.step_flops(
                 self._model_config,
                 *started.lengths,
-                with_wrong=bool(self._config.lambda_unlikelihood),
+                with_wrong=bool(self._config.unlikelihood_weight),
             )
             self._reporter.step(
                 started.step,
@@ -308,7 +211,7 @@ class _Loop:
         self._store.wait()
         if jax.process_index() == 0:
             print(
-                f"{self._config.label}: asked to end (SIGTERM); step {step} of {self._config.steps} is "
+                f"{self._config.mixture}: asked to end (SIGTERM); step {step} of {self._config.steps} is "
                 f"saved in {self._config.model_dir}, and the same command goes on from there",
                 file=sys.stderr,
                 flush=True,
@@ -371,7 +274,7 @@ def _reporter(config: TrainConfig, done: int, progress: Mapping[str, Any]) -> Re
         first_step=done,
         steps=config.steps,
         period=config.log_period,
-        label=config.label,
+        label=config.mixture,
         nominal_rate=None if rate is None else rate * jax.device_count(),
         unreported=progress.get("unreported"),
     )

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import gcs_emulator
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -48,6 +50,17 @@ def small_vocab_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("vocabulary") / "small.model"
     train_vocabulary(warmup_texts(0, 400), path, size=400)
     return str(path)
+
+
+@pytest.fixture
+def gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[gcs_emulator.Emulator]:
+    """A Cloud Storage stand-in on loopback with the empty bucket gs://bucket; etils, gcsfs and TensorStore reach it."""
+    with gcs_emulator.running() as served:
+        for name, value in served.environment().items():
+            monkeypatch.setenv(name, value)
+        gcs_emulator.forget_clients()
+        yield served
+    gcs_emulator.forget_clients()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import gin
 import pytest
 
 from flipped_cli import gin_config
+from flipped_cli.runs import EvalRun, TrainRun
 from flipped_core.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -22,7 +23,10 @@ VALUES = {"DROPOUT_RATE": "0.1"}
 
 
 def _load(files: list[str], *bindings: tuple[str, str]) -> None:
-    gin_config.load(gin_config.Arguments(tuple(files), bindings))
+    evaluates = any("eval" in name for name in files)
+    gin_config.load(
+        gin_config.Arguments(tuple(files), bindings), EvalRun if evaluates else TrainRun
+    )
 
 
 def _bindings(name: str) -> list[tuple[str, str]]:
@@ -107,27 +111,26 @@ def test_model_is_the_engines(name: str) -> None:
 
 
 def test_train_gets_the_values_of_its_files() -> None:
-    from flipped_cli import training
-
     _load(
         ["gin/models/tiny.gin", "gin/recipes/flipped.gin", "gin/runs/train.gin"],
         ("MODEL_DIR", "'a'"),
         ("VOCAB_PATH", "'b'"),
-        ("training.train.steps", "7"),  # T5X, where it was tested before, has a `train` too
+        ("TrainRun.steps", "7"),
     )
-    values = gin.get_bindings(training.train)
-    assert (values["model_dir"], values["steps"], values["batch_size"]) == ("a", 7, 240)
-    assert values["model"].emb_dim == 64
+    run = gin_config.make(TrainRun)
+    assert (run.model_dir, run.steps, run.batch_size) == ("a", 7, 240)
+    assert run.model.emb_dim == 64
+    assert type(run) is TrainRun
 
 
 @pytest.mark.parametrize(
     ("bindings", "expected"),
     [
         ([("TRAIN_STPES", "3")], r"unknown gin macro 'TRAIN_STPES'; nearest: 'TRAIN_STEPS'"),
-        ([("trian.steps", "3")], r"unknown gin binding 'trian'; nearest: 'train'"),
+        ([("TrianRun.steps", "3")], r"unknown gin binding 'TrianRun'; nearest: 'TrainRun'"),
         (
-            [("training.train.stepz", "3")],
-            r"unknown parameter of training.train 'stepz'; nearest: 'steps'",
+            [("TrainRun.stepz", "3")],
+            r"unknown parameter of TrainRun 'stepz'; nearest: 'steps'",
         ),
         ([("TRAIN_STEPS", "%STEPSS")], r"unknown gin macro 'STEPSS'; nearest: .*STEPS"),
         ([("LENGTH_BUCKETS", "[(1, 2)")], r"--gin.LENGTH_BUCKETS: not gin syntax"),
@@ -151,10 +154,10 @@ def test_missing_file_and_bad_file(tmp_path: pathlib.Path) -> None:
         _load(["gin/runs/trian.gin"])
     for number, (text, expected) in enumerate(
         {
-            "from __gin__ import dynamic_registration\nfrom flipped_cli import training\n"
-            "training.trian.steps = 3\n": "unknown name in flipped_cli.training 'trian'.*'train'",
-            "from __gin__ import dynamic_registration\ntraining.train.steps = 3\n": "imported by no",
-            "from __gin__ import dynamic_registration\nfrom flipped_cli import trainingz\n": "train",
+            "from __gin__ import dynamic_registration\nfrom flipped_cli import runs\n"
+            "runs.TrianRun.steps = 3\n": "unknown name in flipped_cli.runs 'TrianRun'.*'TrainRun'",
+            "from __gin__ import dynamic_registration\nruns.TrainRun.steps = 3\n": "imported by no",
+            "from __gin__ import dynamic_registration\nfrom flipped_cli import runz\n": "runz",
             "STEPS == 3\n": "not gin syntax",
             "include 'nowhere.gin'\n": "nowhere.gin",
         }.items()
@@ -192,8 +195,8 @@ def test_command_line() -> None:
     parsed = gin_config.parse_arguments(words, "usage")
     assert parsed.gin_files == ("a.gin", "b.gin")
     assert parsed.bindings == (
-        ("MODEL_DIR", "'/some/where'"),
-        ("DATA_DIR", "'d'"),
+        ("MODEL_DIR", "/some/where"),
+        ("DATA_DIR", "d"),
         ("TRAIN_STEPS", "5"),
         ("LEARNING_RATE", "1e-3"),
         ("LABEL", '"x y"'),

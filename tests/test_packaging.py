@@ -48,7 +48,7 @@ def test_metadata() -> None:
     assert setup["entry_points"] == {"console_scripts": ["flipped = flipped_cli.main:main"]}
     extras = setup["extras_require"]
     assert isinstance(extras, dict)
-    assert set(extras) == {"cuda", "hub", "plan", "t5x", "test", "tpu"}
+    assert set(extras) == {"cuda", "gcs", "hub", "plan", "t5x", "test", "tpu"}
     install = setup["install_requires"]
     assert isinstance(install, list)
     names = {_name(one) for one in install}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import pathlib
@@ -99,13 +100,16 @@ def test_gin_arguments(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Pat
         (["--gin_file=gin/runs/trian.gin"], "gin/runs/train.gin"),
         (base, "--gin.VOCAB_PATH=…"),
         ([*base, vocab, "--gin.TRAIN_STEPZ=3"], "nearest: 'TRAIN_STEPS'"),
-        ([*base, vocab, "--gin.train.step=3"], "'steps'"),
-        ([*base, vocab, "--gin.trainn.steps=3"], "'train'"),
+        ([*base, vocab, "--gin.TrainRun.step=3"], "'steps'"),
+        ([*base, vocab, "--gin.TrianRun.steps=3"], "'TrainRun'"),
         ([*base, vocab], "nowhere.model"),
         ([*base, vocab, "--data_dir=nowhere"], "data_dir"),
         ([*base, vocab, "--gin.T5Config.dtype=float16"], "float16"),
         ([*base, vocab, "--gin.MIXTURE_OR_TASK_NAME=fliped_train"], "'flipped_train'"),
-        ([*base, vocab, "--gin.TASK_FEATURE_LENGTHS={'input': 3}"], "lengths"),
+        (
+            [*base, vocab, "--gin.TASK_FEATURE_LENGTHS={'input': 3}"],
+            "TASK_FEATURE_LENGTHS: expected {'inputs': …",
+        ),
     ):
         assert expected in script_fails("train", *words, capsys=capsys)
         assert not folder.exists()
@@ -132,16 +136,27 @@ def test_evaluation_arguments(capsys: pytest.CaptureFixture[str], tmp_path: path
 
 def test_another_run_in_the_folder_is_refused(tmp_path: pathlib.Path) -> None:
     from flipped_cli import provenance
+    from flipped_cli.runs import TrainRun
     from flipped_core.errors import UserError
+    from t5_engine.config import T5Config
 
-    recipe = {"mixture": "direct_train", "steps": 10, "lengths": {"inputs": 8}}
-    provenance.open_run(str(tmp_path), recipe | {"mixture": "channel_train"}, "gin")
-    provenance.open_run(str(tmp_path), recipe, "gin")  # nothing has been trained there yet
+    run = TrainRun(
+        model_dir=str(tmp_path),
+        mixture="direct_train",
+        model=T5Config(),
+        lengths={"inputs": 8, "targets": 4},
+        steps=10,
+        batch_size=2,
+        learning_rate=1,
+        vocab_path="v.model",
+    )
+    provenance.open_run(dataclasses.replace(run, mixture="channel_train"), "gin")
+    provenance.open_run(run, "gin")  # nothing has been trained there yet
     (tmp_path / provenance.CHECKPOINTS / "10").mkdir(parents=True)
-    provenance.open_run(str(tmp_path), recipe | {"steps": 20}, "gin")
+    provenance.open_run(dataclasses.replace(run, steps=20, data_dir="d", fsdp=True), "gin")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     with pytest.raises(UserError, match="its mixture is 'direct_train', got 'flipped_train'"):
-        provenance.open_run(str(tmp_path), recipe | {"mixture": "flipped_train"}, "other")
+        provenance.open_run(dataclasses.replace(run, mixture="flipped_train"), "other")
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     assert after == before
 

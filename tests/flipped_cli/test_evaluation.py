@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from flipped_cli import evaluation, gin_config
 from flipped_cli.main import main
+from flipped_cli.runs import EvalRun
 from flipped_core.errors import UserError
 from flipped_eval import results
 from flipped_tasks.embedded import warmup_texts
@@ -157,8 +158,8 @@ def test_the_job_goes_on_from_gin_with_what_was_scored(done, trained):
         "SUITES": [RTE, "kettles"], "TASK_MODULES": [KETTLES], "MAX_EXAMPLES": 4,
     }  # fmt: skip
     given = tuple((name, repr(value)) for name, value in bindings.items())
-    gin_config.load(gin_config.Arguments(("gin/runs/eval.gin",), given))
-    summary = gin_config.call(evaluation.evaluate)
+    gin_config.load(gin_config.Arguments(("gin/runs/eval.gin",), given), EvalRun)
+    summary = evaluation.evaluate(gin_config.make(EvalRun))
     assert summary == json.loads(before["results.json"])
     assert {path.name: path.read_bytes() for path in done.iterdir() if path.is_file()} == before
     assert len(list((done / "scores").iterdir())) == 1
@@ -308,17 +309,23 @@ def test_a_checkpoint_that_does_not_fit_its_model_is_refused(tmp_path, vocab_pat
             ["--suite", "kettles:contant", "--module", KETTLES],
             "unknown template of 'kettles' 'contant'; .*'content'",
         ),
-        (["--methods", "direct", "fliped"], "unknown method 'fliped'"),
+        (
+            ["--methods", "direct", "fliped"],
+            "--methods: expected 'direct' or .*; nearest: 'flipped'",
+        ),
         (["--suite", "rte"], "unknown suite or dataset 'rte'; nearest: 'super_glue/rte'"),
         (
             ["--suite", "bigbench14"],
             "no rows of bigbench/.*: the made-up world has none; .*--data_dir",
         ),
-        (["--batch_size", "0"], "batch_size: expected at least 1"),
+        (
+            ["--batch_size", "0"],
+            "--batch_size: expected a whole number of at least 1 or None, got 0",
+        ),
         (["--output", __file__], "output_dir: expected a folder, or nothing yet, got the file"),
         (["--model_parallelism", "3"], "model_parallelism: expected a divisor"),
         (["--label", "a", "b"], "label: expected 1 names, .* got 2"),
-        (["--split", "rte"], "--split: expected DATASET=SPLIT, such as imdb=train, got 'rte'"),
+        (["--split", "rte"], "--split: expected DATASET=SPLIT, got 'rte'"),
         (["--split", "super_glue/rte=trian"], "unknown split .*'trian'; nearest: 'train'"),
         (["--inputs", "64"], "--inputs and --targets: expected both or neither"),
         (["--data_dir", "nowhere"], "data_dir: expected a folder, there is none at nowhere"),

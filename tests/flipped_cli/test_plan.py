@@ -41,7 +41,7 @@ def test_virtual_devices() -> None:
         (("--topology", "v5e:2x2", "--model", "xll"), "unknown model size 'xll'"),
         (("--topology", "v5e:2x2", "--method", "fliped"), "nearest: 'flipped'"),
         (("--topology", "v5e:2x2", "--model_parallelism", "3"), "divisor of the 4 chips"),
-        (("--topology", "v5e:2x2", "--remat", "ful"), "unknown remat 'ful'"),
+        (("--topology", "v5e:2x2", "--remat", "ful"), "got 'ful'; nearest: 'full'"),
         (("--topology", "v5e:2x2", "--microbatches", "0"), "microbatches: expected at least 1"),
     ],
 )

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from flipped_cli import gin_config, training
+from flipped_cli.runs import TrainRun
 from flipped_core.errors import UserError
 from flipped_tasks.embedded.vocabulary import train_vocabulary
 from flipped_tasks.embedded.warmup import warmup_texts
@@ -41,8 +42,8 @@ def run(model_dir: pathlib.Path | str, vocab_path: str, **changes: Any) -> Any:
         **changes,
     }
     bindings = tuple((name, repr(value)) for name, value in values.items())
-    gin_config.load(gin_config.Arguments(FILES, bindings))
-    return gin_config.call(training.train)
+    gin_config.load(gin_config.Arguments(FILES, bindings), TrainRun)
+    return training.train(gin_config.make(TrainRun), gin_config.operative())
 
 
 def test_train_resume_refuse(tmp_path: pathlib.Path, vocab_path: str) -> None:
@@ -52,7 +53,7 @@ def test_train_resume_refuse(tmp_path: pathlib.Path, vocab_path: str) -> None:
     assert about["recipe"]["mixture"] == "direct.imdb"
     assert about["recipe"]["model"]["emb_dim"] == 16
     assert about["versions"]["jax"]
-    assert "train.batch_size" in (folder / "operative_config.gin").read_text(encoding="utf-8")
+    assert "TrainRun.batch_size" in (folder / "operative_config.gin").read_text(encoding="utf-8")
 
     # How it is carried out may change on the way.
     other: dict[str, Any] = {"MICROBATCHES": 2, "REMAT": "full", "FSDP": True, "TRAIN_STEPS": 3}

@@ -32,21 +32,17 @@ def test_the_weights_are_small_enough_to_ship():
 
 def test_the_model_is_the_one_that_the_demo_trains():
     """`load_for` in training refuses another structure; this names the field."""
-    import gin
 
-    from flipped_cli import gin_config  # noqa: F401  (gin finds the project's files through it)
+    from flipped_cli import gin_config
+    from flipped_cli.runs import TrainRun
     from t5_engine import exchange
     from t5_engine.config import STRUCTURE_FIELDS
 
-    with gin.unlock_config():
-        gin.clear_config()
-        gin.parse_config_files_and_bindings(
-            [str(ROOT / "gin/models/demo.gin")], ["DROPOUT_RATE = 0.0"]
-        )
-        from t5_engine import config as model_config
-
-        wanted = gin.get_configurable(model_config.T5Config)()
-        gin.clear_config()
+    bindings = (("MODEL_DIR", "'some'"), ("VOCAB_PATH", "'some'"))
+    gin_config.load(
+        gin_config.Arguments((str(ROOT / "gin/runs/demo_flipped.gin"),), bindings), TrainRun
+    )
+    wanted = gin_config.make(TrainRun).model
     found = exchange.open_checkpoint(flipped_world.PRETRAINED).config
     assert {name: getattr(found, name) for name in STRUCTURE_FIELDS} == {
         name: getattr(wanted, name) for name in STRUCTURE_FIELDS

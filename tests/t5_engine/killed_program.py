@@ -18,6 +18,7 @@ import numpy as np
 
 from t5_engine import trainer
 from t5_engine.config import T5Config
+from t5_engine.run_settings import TrainConfig
 from tests.t5_engine.conftest import VOCAB, random_batch
 
 STEPS = 40
@@ -36,7 +37,7 @@ CONFIG = T5Config(
 def run(folder: pathlib.Path, pause: float = 0.0) -> Any:
     """Trains; a report falls between two checkpoints and the other way round."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = trainer.TrainConfig(
+    config = TrainConfig(
         model_dir=str(folder),
         steps=STEPS,
         learning_rate=3e-3,

@@ -15,7 +15,7 @@ import pytest
 from flipped_core.errors import UserError
 from t5_engine import checkpoints, huggingface_folder, t5x_format, trainer
 from t5_engine.reporting import TIMES, Reporter
-from t5_engine.trainer import TrainConfig
+from t5_engine.run_settings import TrainConfig
 from tests.t5_engine.stored import InMemory
 
 
@@ -31,7 +31,7 @@ def run(tmp_path):
         model_dir=str(tmp_path / "run"),
         steps=4,
         learning_rate=3e-3,
-        lambda_unlikelihood=1.0,
+        unlikelihood_weight=1.0,
         optimizer="adafactor",
         checkpoint_period=2,
         log_period=1,
@@ -89,7 +89,7 @@ def test_training_lowers_the_loss(run, config, make_batch):
         run, steps=30, learning_rate=1e-2, optimizer="adam", warmup_steps=3, decay="cosine"
     )
     trainer.train(
-        dataclasses.replace(run, lambda_unlikelihood=0.0),
+        dataclasses.replace(run, unlikelihood_weight=0.0),
         config,
         lambda start: iter([make_batch(0)] * (30 - start)),
     )
@@ -289,10 +289,10 @@ def test_tensorboard_scalars_are_written(run, config, batches):
 def test_impossible_settings_are_refused(run):
     for change in (
         {"steps": 0},
-        {"lambda_unlikelihood": -1.0},
+        {"unlikelihood_weight": -1.0},
         {"log_period": 0},
         {"microbatches": 0},
         {"profile": (0, 1)},
     ):
-        with pytest.raises(UserError, match=next(iter(change))):
+        with pytest.raises(UserError, match=next(iter(change)).upper()):
             dataclasses.replace(run, **change)

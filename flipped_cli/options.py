@@ -1,0 +1,113 @@
+"""Options of the commands, made of declared settings."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from flipped_core.errors import UserError
+from flipped_core.settings import Declared, Resume, declared, from_texts
+
+T = TypeVar("T")
+
+
+def settings_options(run_class: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds an option for each setting of a class that has one; `run_of` reads them."""
+    ordered = sorted(
+        declared(run_class).values(),
+        key=lambda one: (not one.required, one.setting.resume is Resume.LOCAL),
+    )
+    found = [
+        option for one in ordered if one.setting.option is not None for option in _options(one)
+    ]
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(found):
+            function = option(function)
+        return function
+
+    return add
+
+
+def run_of(run_class: type[T], given: Mapping[str, Any]) -> T:
+    """The run that the options of `settings_options` describe.
+
+    Args:
+      run_class: the class of settings.
+      given: what click passes to the command, by field.
+
+    Raises:
+      UserError: a value is not of its setting's type; names the option.
+    """
+    texts, labels = {}, {}
+    for name, one in declared(run_class).items():
+        if one.setting.option is None:
+            continue
+        if one.setting.keys:
+            labels[name] = " and ".join(f"--{key}" for key in one.setting.keys)
+            texts[name] = _by_key(one, given, labels[name])
+            continue
+        labels[name] = f"--{one.setting.option}"
+        value = given[name]
+        if _is_mapping(one):
+            value = _pairs(one, value)
+        texts[name] = None if value in ((), {}) else value
+    return from_texts(run_class, texts, labels)
+
+
+def _options(one: Declared) -> list[Callable[..., Any]]:
+    setting = one.setting
+    name = f"--{setting.option}"
+    shown: dict[str, Any] = {"help": setting.doc}
+    if one.default not in (None, False, (), {}) and not one.required:
+        default = one.default
+        words = " ".join(default) if isinstance(default, tuple) else default
+        shown["help"] = f"{setting.doc} [default: {words}]"
+    if setting.env:
+        shown["envvar"] = setting.env
+    if setting.keys:
+        texts = {key: f"{setting.doc} ({key})" for key in setting.keys}
+        return [
+            click.option(f"--{key}", metavar="NUMBER", help=text) for key, text in texts.items()
+        ]
+    if one.type is bool:
+        return [click.option(name, one.name, is_flag=True, **shown)]
+    if bool in typing.get_args(one.type):
+        return [click.option(f"{name}/--no_{setting.option}", one.name, default=None, **shown)]
+    several = _is_mapping(one) or (one.holds_text and not one.is_text)
+    shown["metavar"] = f"{setting.metavar or _metavar(one)}{'…' if several else ''}"
+    return [
+        click.option(name, one.name, required=one.required, multiple=several, default=None, **shown)
+    ]
+
+
+def _metavar(one: Declared) -> str:
+    if not one.holds_text:
+        return "NUMBER"
+    return "PATH" if one.setting.path else "NAME"
+
+
+def _is_mapping(one: Declared) -> bool:
+    return typing.get_origin(one.type) is Mapping
+
+
+def _by_key(one: Declared, given: Mapping[str, Any], label: str) -> dict[str, str] | None:
+    values = {key: given[key] for key in one.setting.keys or () if given[key] is not None}
+    if values and set(values) != set(one.setting.keys or ()):
+        raise UserError(f"{label}: expected both or neither")
+    return values or None
+
+
+def _pairs(one: Declared, words: Sequence[str]) -> dict[str, str]:
+    pairs = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not (key and sign and value):
+            raise UserError(
+                f"--{one.setting.option}: expected {one.setting.metavar or 'NAME=VALUE'}, got {word!r}"
+            )
+        pairs[key] = value
+    return pairs

@@ -1,0 +1,253 @@
+"""The settings of a training run that the engine reads, and those of a run's processes.
+
+The commands extend these classes with settings of data and tasks (`flipped_cli.runs`). Importing this module loads
+no JAX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from flipped_core.settings import Resume, check_fields, setting
+from t5_engine import launch
+
+if TYPE_CHECKING:
+    import optax
+
+    from t5_engine.axes import Layout
+    from t5_engine.config import T5Config
+    from t5_engine.step import Step
+
+OPTIMIZERS = ("adafactor", "adam")
+DECAYS = ("constant", "linear", "cosine")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessGroup:
+    """How the processes of a run find each other; `join` connects this one to the others."""
+
+    coordinator_address: str | None = setting(
+        '"host:port" of process 0; None detects SLURM and TPU pods.',
+        None,
+        macro="COORDINATOR_ADDRESS",
+        option="coordinator_address",
+        resume=Resume.LOCAL,
+    )
+    process_count: int | None = setting(
+        "Number of processes; with COORDINATOR_ADDRESS only.",
+        None,
+        macro="PROCESS_COUNT",
+        option="process_count",
+        minimum=1,
+        resume=Resume.LOCAL,
+    )
+    process_id: int | None = setting(
+        "Number of this process, from 0; with COORDINATOR_ADDRESS only.",
+        None,
+        macro="PROCESS_ID",
+        option="process_id",
+        minimum=0,
+        resume=Resume.LOCAL,
+    )
+    coordinator_timeout: float = setting(
+        "How long to wait for the other processes.",
+        launch.TIMEOUT,
+        macro="COORDINATOR_TIMEOUT",
+        option="coordinator_timeout",
+        unit="seconds",
+        above=0,
+        maximum=604_800,
+        resume=Resume.LOCAL,
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def join(self) -> bool:
+        """Connects to the other processes, if any; see `launch.start`. Call it before any use of JAX."""
+        return launch.start(
+            self.coordinator_address,
+            self.process_count,
+            self.process_id,
+            self.coordinator_timeout,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(ProcessGroup):
+    """The settings of a training run that the engine reads.
+
+    Raises:
+      UserError: a value is not of its type or out of its bounds.
+    """
+
+    model_dir: str = setting(
+        "Folder of the run: checkpoints, metrics, run.json; all processes see it.",
+        macro="MODEL_DIR",
+        path=True,
+        resume=Resume.LOCAL,
+    )
+    mixture: str = setting("Name shown in front of the progress bar.", "train")
+    steps: int = setting(
+        "Optimizer steps in all, those before a restart included.",
+        macro="TRAIN_STEPS",
+        unit="steps",
+        minimum=1,
+        resume=Resume.FREE,
+    )
+    learning_rate: float = setting(
+        "Highest learning rate; Adafactor scales it by each parameter's RMS.",
+        macro="LEARNING_RATE",
+        above=0,
+    )
+    optimizer: str = setting(
+        "T5X's Adafactor, or Adam for small models from scratch.",
+        "adafactor",
+        macro="OPTIMIZER",
+        choices=OPTIMIZERS,
+    )
+    warmup_steps: int = setting(
+        "Steps in which the rate rises linearly from 0.",
+        0,
+        macro="WARMUP_STEPS",
+        unit="steps",
+        minimum=0,
+    )
+    decay: str = setting(
+        "Schedule after the warm-up, down to 0 at DECAY_STEPS.",
+        "constant",
+        macro="DECAY",
+        choices=DECAYS,
+    )
+    decay_steps: int | None = setting(
+        "Step at which a decaying rate is 0; None is TRAIN_STEPS.",
+        None,
+        macro="DECAY_STEPS",
+        unit="steps",
+        minimum=1,
+    )
+    unlikelihood_weight: float = setting(
+        "Factor of the unlikelihood term (FLIPPED; Ye et al. 2022, equation 3); 0 is the ablation.",
+        0.0,
+        macro="UNLIKELIHOOD_WEIGHT",
+        minimum=0,
+    )
+    z_loss: float = setting(
+        "Factor of the squared log normalizer; 0 leaves it out.", 0.0, macro="Z_LOSS", minimum=0
+    )
+    initial_checkpoint_path: str | None = setting(
+        "Checkpoint whose parameters the run starts from; None initializes them from SEED.",
+        None,
+        macro="INITIAL_CHECKPOINT_PATH",
+        path=True,
+    )
+    seed: int = setting(
+        "Seed of the initialization, the data order and dropout.", 0, macro="SEED", minimum=0
+    )
+    model_parallelism: int = setting(
+        "Devices that share one copy of the model.",
+        1,
+        macro="MODEL_PARALLELISM",
+        unit="devices",
+        minimum=1,
+        resume=Resume.FREE,
+    )
+    fsdp: bool = setting(
+        "Shard parameters and optimizer state over the data axis too.",
+        False,
+        macro="FSDP",
+        resume=Resume.FREE,
+    )
+    microbatches: int = setting(
+        "Parts of a batch that are computed in sequence; with dropout they draw other masks.",
+        1,
+        macro="MICROBATCHES",
+        minimum=1,
+        resume=Resume.FREE,
+    )
+    checkpoint_period: int = setting(
+        "Steps between checkpoints; one is always written at the end.",
+        1000,
+        macro="CHECKPOINT_PERIOD",
+        unit="steps",
+        minimum=1,
+        resume=Resume.FREE,
+    )
+    keep_checkpoints: int | None = setting(
+        "How many of the newest checkpoints to keep; None keeps all.",
+        None,
+        macro="KEEP_CHECKPOINTS",
+        minimum=1,
+        resume=Resume.FREE,
+    )
+    keep_every: int | None = setting(
+        "Checkpoints at multiples of this step are kept whatever their age.",
+        None,
+        macro="KEEP_EVERY",
+        unit="steps",
+        minimum=1,
+        resume=Resume.FREE,
+    )
+    log_period: int = setting(
+        "Steps between lines of metrics.",
+        100,
+        macro="LOG_PERIOD",
+        unit="steps",
+        minimum=1,
+        resume=Resume.FREE,
+    )
+    profile: tuple[int, int] | None = setting(
+        "(steps to skip, steps to trace) after each start, traced to MODEL_DIR/profile.",
+        None,
+        macro="PROFILE",
+        unit="steps",
+        minimum=1,
+        resume=Resume.LOCAL,
+    )
+    nominal_rate: float | None = setting(
+        "Peak rate of one device, for the MFU; None takes the maker's where it is known.",
+        None,
+        macro="NOMINAL_RATE",
+        unit="FLOP/s",
+        above=0,
+        resume=Resume.FREE,
+    )
+
+    @property
+    def transform(self) -> optax.GradientTransformation:
+        """The optimizer."""
+        from t5_engine import optimizer
+
+        return optimizer.make(
+            self.optimizer,
+            self.learning_rate,
+            warmup_steps=self.warmup_steps,
+            decay=self.decay,
+            steps=self.decay_steps or self.steps,
+        )
+
+    @property
+    def schedule(self) -> optax.Schedule:
+        """The learning rate by step, from 0."""
+        from t5_engine import optimizer
+
+        return optimizer.schedule(
+            self.learning_rate,
+            warmup_steps=self.warmup_steps,
+            decay=self.decay,
+            steps=self.decay_steps or self.steps,
+        )
+
+    def step(self, model_config: T5Config, layout: Layout) -> Step:
+        """The function of one step, not yet compiled."""
+        from t5_engine.step import make_step
+
+        return make_step(
+            model_config,
+            self.transform,
+            layout,
+            lambda_unlikelihood=self.unlikelihood_weight,
+            z_loss=self.z_loss,
+            microbatches=self.microbatches,
+        )
