@@ -155,7 +155,11 @@ def _run(folder: pathlib.Path) -> dict[str, Any]:
         "steps": exchange.open_checkpoint(folder).step,
         "final_loss": round(last["loss"], 4),
         **{name: recipe[name] for name in names},
-        "decay_steps": recipe.get("decay_steps") or recipe["steps"],
+        **(
+            {}
+            if recipe["decay"] == "constant"
+            else {"decay_steps": recipe.get("decay_steps") or recipe["steps"]}
+        ),
     }
 
 
