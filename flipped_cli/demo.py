@@ -87,7 +87,7 @@ def run_demo(
     results = {label: starts / method for label, method in STARTS.items()}
     results |= {label: folder / "eval" / label for label in trainings}
     commands = [_training(compiled, folder, label, seed) for label in trainings]
-    for label, method in (STARTS | trainings).items():
+    for label, method in {**STARTS, **trainings}.items():
         weights = folder / label if label in trainings else flipped_world.PRETRAINED
         after = label if label in trainings else None
         commands.append(_evaluation(compiled, label, method, weights, results[label], after))

@@ -104,7 +104,9 @@ def numbers(reports: Sequence[pathlib.Path]) -> dict[str, Any]:
     if {DIRECT, FLIPPED} <= set(methods):
         for name in (RENAMED, DROP, UNSEEN, SEEN):
             pairs = zip(values[name][FLIPPED], values[name][DIRECT], strict=True)
-            differences[name] = interval([a - b for a, b in pairs if None not in (a, b)])
+            differences[name] = interval(
+                [a - b for a, b in pairs if a is not None and b is not None]
+            )
     return {
         "seeds": len(runs),
         "methods": methods,

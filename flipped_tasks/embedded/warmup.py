@@ -374,7 +374,10 @@ TEXTS: tuple[tuple[Callable[[random.Random], str], float], ...] = (
 )
 # The same with lists of options: a model that has learned to mark answers learns to mark them beside lists.
 TEXTS_WITH_LISTS: tuple[tuple[Callable[[random.Random], str], float], ...] = (
-    *((kind, {marked: 22, quantity: 2}.get(kind, weight)) for kind, weight in TEXTS),
+    *(
+        (kind, 22 if kind is marked else 2 if kind is quantity else weight)
+        for kind, weight in TEXTS
+    ),
     (marked_changes, 6),
     (changed_answer, 3),
     (weighed_answer, 3),
