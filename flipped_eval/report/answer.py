@@ -13,7 +13,8 @@ from flipped_eval.report.content import LABELS, Report, percent
 from flipped_eval.report.tables import STARTS, points
 from mixtures.suites import ORIGINAL
 
-QUESTION = "Do the methods keep their accuracy when the labels are renamed?"
+QUESTION = "Does FLIPPED keep its accuracy when the labels are renamed?"
+GENERAL_QUESTION = "What is left when the labels are renamed?"
 _METHODS = ("direct", "flipped")
 
 
@@ -49,7 +50,8 @@ def answer(report: Report) -> Answer | None:
         100 * next(iter(measured.values()))[1]["chance"],
         "macro F1, percent",
     )
-    return Answer(QUESTION, _sentences(measured), plot)
+    question = QUESTION if "flipped" in measured else GENERAL_QUESTION
+    return Answer(question, _sentences(measured), plot)
 
 
 def trained(report: Report) -> list[str]:
