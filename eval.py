@@ -19,12 +19,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from flipped_cli import errors, gin_config
-from flipped_cli.runs import EvalRun
+from flipped_cli import errors
 
 
 def main(words: Sequence[str]) -> None:
     """Reads the gin files and evaluates what they describe."""
+    from flipped_cli import gin_config
+    from flipped_cli.runs import EvalRun
+
     usage = f"{__doc__}\nmacros:\n{gin_config.settings_help(EvalRun)}"
     gin_config.load(gin_config.parse_arguments(words, usage), EvalRun)
     run = gin_config.make(EvalRun)
@@ -34,4 +36,5 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main, sys.argv[1:]))
+    errors.begin(lasting=True)
+    errors.leave(errors.run(main, sys.argv[1:]))

@@ -8,7 +8,8 @@ usage: python train.py --gin_file=FILE … [--gin.NAME=VALUE …] [--data_dir=FO
   --offline          no library looks for a network
   --profile          the same as --gin.PROFILE=(10,5): after 10 steps, a trace of 5 in MODEL_DIR/profile
 
-SIGTERM saves a checkpoint and ends with code 0; the same command goes on from there. docs/training.md has more.
+SIGTERM and Ctrl-C save a checkpoint and end with code 0 and 130; the same command resumes there. A second one ends
+at once. docs/training.md has more.
 
 example:
   python train.py --gin_file=gin/models/tiny.gin --gin_file=gin/recipes/flipped.gin \
@@ -21,14 +22,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from flipped_cli import errors, gin_config
-from flipped_cli.runs import TrainRun
+from flipped_cli import errors
 
 PROFILE = "--gin.PROFILE=(10,5)"
 
 
 def main(words: Sequence[str]) -> None:
     """Reads the gin files and trains what they describe."""
+    from flipped_cli import gin_config
+    from flipped_cli.runs import TrainRun
+
     words = [PROFILE if word == "--profile" else word for word in words]
     usage = f"{__doc__}\nmacros:\n{gin_config.settings_help(TrainRun)}"
     gin_config.load(gin_config.parse_arguments(words, usage), TrainRun)
@@ -39,4 +42,5 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main, sys.argv[1:]))
+    errors.begin(lasting=True)
+    errors.leave(errors.run(main, sys.argv[1:]))

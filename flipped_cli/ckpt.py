@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flipped_cli import provenance
+from flipped_cli import offline, provenance
+from flipped_core import hub
 from flipped_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from t5_engine.weights import Weights
 
 ORIGIN = "origin.json"
-VOCABULARY = "spiece.model"
+VOCABULARY = hub.VOCABULARY
 CARD = "README.md"
 # Small files that go with a checkpoint when it is copied.
 BESIDE = (provenance.RUN_FILE, provenance.OPERATIVE_GIN_FILE, ORIGIN, VOCABULARY)
@@ -28,8 +29,9 @@ BESIDE = (provenance.RUN_FILE, provenance.OPERATIVE_GIN_FILE, ORIGIN, VOCABULARY
 def ckpt() -> None:
     """Make, import, export, describe, verify and copy checkpoints.
 
-    A checkpoint is a run's folder (its newest is taken), one of its steps, a Hugging Face folder, or a T5X
-    checkpoint in a folder or a bucket (gs://…). What is written gets a manifest with a SHA-256 of each file.
+    A checkpoint is a run's folder (its newest is taken), one of its steps, a Hugging Face folder,
+    hf://OWNER/NAME[@REVISION] on its hub, or a T5X checkpoint in a folder or a bucket (gs://…). What is
+    written gets a manifest with a SHA-256 of each file.
     """
 
 
@@ -38,11 +40,13 @@ def ckpt() -> None:
 @click.option("--model", required=True, help="small, base, large, xl, xxl, or tiny.")
 @click.option("--vocab", required=True, help="The SentencePiece model.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@offline.option
 def init(out: str, model: str, vocab: str, seed: int) -> None:
     """Draw the parameters of a model at random, as T5X initialises them, and write them to OUT."""
     from flipped_tasks.tokens import Vocabulary
     from t5_engine import config, exchange, manifest
 
+    vocab = hub.vocabulary(vocab)
     rows = Vocabulary.from_file(vocab).size
     settings = config.size(model, vocab_size=rows)
     with manifest.new_folder(out) as folder:
@@ -63,12 +67,18 @@ def init(out: str, model: str, vocab: str, seed: int) -> None:
 @click.option("--from", "kind", required=True, help="hf or t5x.")
 @click.option("--model", help="The size that it must be of.")
 @click.option("--vocab", help="The SentencePiece model; the folder's own where it has one.")
+@offline.option
 def import_(source: str, out: str, kind: str, model: str | None, vocab: str | None) -> None:
     """Read a Hugging Face folder or a T5X checkpoint and write a checkpoint of ours to OUT."""
-    weights = _open(kind, source)
-    from t5_engine import exchange, manifest
+    _refuse_other_kind(kind)
+    source = hub.pin(source)
+    from t5_engine import checkpoints, config, exchange, huggingface_folder, manifest
     from t5_engine.weights import refuse_other_size, to_params
 
+    if model is not None and hub.is_reference(source):  # before its tensors are downloaded
+        found = huggingface_folder.read_config(source)
+        checkpoints.refuse_other_model(source, found, config.size(model))
+    weights = exchange.open_as(kind, source)
     if model is not None:
         refuse_other_size(weights, model)
     vocabulary = _vocabulary(vocab, source, weights.config)
@@ -94,6 +104,7 @@ def import_(source: str, out: str, kind: str, model: str | None, vocab: str | No
 @click.option("--name", help="hf: the title of the model card; OUT's name by default.")
 @click.option("--layout", help="t5x: native (the default) or orbax.")
 @click.option("--scanned", is_flag=True, help="t5x: the layers in one array; parameters only.")
+@offline.option
 def export(checkpoint: str, out: str, kind: str, **settings: Any) -> None:
     """Write CHECKPOINT to OUT as a Hugging Face folder with a model card, or as a T5X checkpoint."""
     allowed = {
@@ -106,6 +117,7 @@ def export(checkpoint: str, out: str, kind: str, **settings: Any) -> None:
             raise UserError(f"--{option} does not go with --to {kind}")
     from t5_engine import exchange, manifest
 
+    checkpoint = hub.pin(checkpoint)
     weights = exchange.open_checkpoint(checkpoint)
     with manifest.new_folder(out) as folder:
         if kind == "hf":
@@ -119,18 +131,22 @@ def export(checkpoint: str, out: str, kind: str, **settings: Any) -> None:
                 weights, folder, layout=layout, scanned=settings["scanned"], moments=moments
             )
         # Of the source only its name: an exported folder is made to be given away.
-        source = checkpoint.rstrip("/").rpartition("/")[2]
+        source = checkpoint
+        if not hub.is_reference(checkpoint):
+            source = hub.name_of(checkpoint)
         _write_origin(folder, "export", source=source, layout=weights.layout, step=weights.step)
     click.echo(f"{out}: step {weights.step}, {_count(weights.config):,} parameters")
 
 
 @ckpt.command()
 @click.argument("checkpoint")
+@offline.option
 def info(checkpoint: str) -> None:
     """Print a checkpoint's layout, step, size, configuration and where it comes from."""
     from t5_engine import exchange
 
-    weights = exchange.open_checkpoint(checkpoint)
+    checkpoint = hub.pin(checkpoint)
+    weights = exchange.open_checkpoint(checkpoint, verify=False)
     count = _count(weights.config)
     lines: dict[str, Any] = {
         "path": weights.path,
@@ -152,6 +168,7 @@ def info(checkpoint: str) -> None:
 
 @ckpt.command()
 @click.argument("checkpoint")
+@offline.option
 def verify(checkpoint: str) -> None:
     """Check a checkpoint: the checksums that stand beside it, and that all arrays are whole and finite.
 
@@ -159,16 +176,21 @@ def verify(checkpoint: str) -> None:
     model's configuration gives.
     """
     from t5_engine import checksums, exchange, manifest, verification
+    from t5_engine.weights import OwnWeights
 
+    checkpoint = hub.pin(checkpoint)
     read: list[str] = []
     differences: list[str] = []
     if (folder := _with_manifest(checkpoint)) is not None:
         differences += manifest.problems(folder)
         read.append(manifest.FILE)
-    weights = exchange.open_checkpoint(checkpoint)
-    if (pathlib.Path(weights.path) / checksums.FILE).is_file():
+    weights = exchange.open_checkpoint(checkpoint, verify=False)
+    if isinstance(weights, OwnWeights):
         differences += checksums.differences(weights.path)
         read.append(checksums.FILE)
+    if hub.is_reference(checkpoint):
+        differences += hub.differences(weights.files)  # type: ignore[attr-defined]
+        read.append("the hub's SHA-256")
     for line in differences:
         click.echo(line)
     if differences:
@@ -181,19 +203,46 @@ def verify(checkpoint: str) -> None:
 @ckpt.command()
 @click.argument("checkpoint")
 @click.argument("out")
+@offline.option
 def cp(checkpoint: str, out: str) -> None:
-    """Copy a checkpoint of ours, of a run its newest, with what tells where it comes from, to OUT."""
-    from t5_engine import checkpoints, manifest
+    """Copy a checkpoint with what tells where it comes from to OUT: of a run its newest, or one of Hugging Face's."""
+    from t5_engine import checkpoints, exchange, manifest
+    from t5_engine.checkpoint_metadata import read_metadata
 
-    source = checkpoints.find(checkpoint)
-    about = checkpoints.read_about(source)
+    checkpoint = hub.pin(checkpoint)
+    if exchange.detect(checkpoint) == "hf":
+        _copy_hf(checkpoint, out)
+        return
+    source = checkpoints.find(checkpoint, items=None)
+    step = read_metadata(source).step
     with manifest.new_folder(out) as folder:
         (folder / checkpoints.FOLDER).mkdir()
-        manifest.copy(source, folder / checkpoints.FOLDER / source.name)
+        copied = folder / checkpoints.FOLDER / str(step)
+        manifest.copy(source, copied)
+        checkpoints.find(copied, items=None)  # refuses a copy that differs
         for name in BESIDE:
             if (file := _beside(checkpoint, name)) is not None:
                 manifest.copy(file, folder / name)
-    click.echo(f"{out}: step {about['step']}")
+    click.echo(f"{out}: step {step}")
+
+
+def _copy_hf(checkpoint: str, out: str) -> None:
+    """Copies what is read of a Hugging Face folder or repository, once it has been found to be a T5 v1.1."""
+    from t5_engine import manifest, tensor_files
+    from t5_engine.huggingface_folder import HuggingFaceWeights
+
+    weights = HuggingFaceWeights(checkpoint)
+    source = hub.local(checkpoint)
+    indexes = [source / f"{whole}{tensor_files.INDEX_SUFFIX}" for whole in tensor_files.WHOLE]
+    wanted = weights.files[0].suffix
+    with manifest.new_folder(out) as folder:
+        for file in (*weights.files, *(source / name for name in (*BESIDE, *hub.BESIDE)), *indexes):
+            is_other_index = file in indexes and wanted not in file.name
+            if file.is_file() and not is_other_index and not (folder / file.name).exists():
+                manifest.copy(file, folder / file.name)
+        if not (folder / ORIGIN).exists():
+            _write_origin(folder, "cp", source=checkpoint, layout=weights.layout)
+    click.echo(f"{out}: {checkpoint}")
 
 
 def _export_hf(
@@ -231,14 +280,6 @@ def _export_hf(
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def _open(kind: str, source: str) -> Weights:
-    """The weights of a foreign layout that the user named."""
-    _refuse_other_kind(kind)
-    from t5_engine import exchange
-
-    return exchange.open_as(kind, source)
-
-
 def _refuse_other_kind(kind: str) -> None:
     from flipped_core.errors import unknown
 
@@ -248,9 +289,13 @@ def _refuse_other_kind(kind: str) -> None:
 
 def _vocabulary(given: str | None, source: str, config: T5Config) -> pathlib.Path | None:
     """The SentencePiece model that was given or stands beside the source, checked against the model."""
-    path = pathlib.Path(given) if given else _beside(source, VOCABULARY)
+    path = pathlib.Path(hub.vocabulary(given)) if given else _beside(source, VOCABULARY)
     if path is None:
         return None
+    if not given:
+        from t5_engine import manifest
+
+        manifest.refuse_damaged(path.parent, (VOCABULARY,))
     from flipped_tasks.tokens import Vocabulary
 
     rows = Vocabulary.from_file(path).size
@@ -267,9 +312,9 @@ def _existing(path: str | None) -> pathlib.Path | None:
 
 def _beside(checkpoint: str, name: str) -> pathlib.Path | None:
     """A file in the checkpoint's folder, or in that of the run it is a step of."""
-    if "://" in checkpoint:
+    if "://" in checkpoint and not hub.is_reference(checkpoint):
         return None
-    path = pathlib.Path(checkpoint).absolute()
+    path = hub.local(checkpoint).absolute()
     folders = [path, path.parent, path.parent.parent] if path.name.isdigit() else [path]
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
 

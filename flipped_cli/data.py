@@ -12,6 +12,7 @@ import click
 
 from flipped_cli import offline as network
 from flipped_cli.quiet import import_tensorflow
+from flipped_core import interrupts, locks
 from flipped_core.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -60,26 +61,38 @@ def prepare_datasets(
     """
     if offline:
         network.go_offline()
-    import_tensorflow()
     from flipped_tasks.datasets import get_dataset
+    from flipped_tasks.prepared import reading
 
     specs = [get_dataset(name) for name in _expand(datasets)]
     failed = []
-    for spec in specs:
-        try:
-            _prepare(spec, source, data_dir, revision, force, offline)
-        except UserError as error:
-            if len(specs) == 1:
-                raise
-            failed.append(spec.name)
-            click.echo(f"error: {error}", err=True)
+    kept = f"the whole shards in {data_dir} are kept, and the same command resumes behind them"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(interrupts.at_once(lambda: kept))
+        # All of them before the first: a second command for one of them is refused at once, and not half-way.
+        held = {
+            spec.name: stack.enter_context(reading.hold(spec.name, data_dir))
+            for spec in specs
+            if force or reading.find(spec.name, data_dir) is None
+        }
+        import_tensorflow()
+        for spec in specs:
+            try:
+                lock = held.get(spec.name)
+                _prepare(spec, source, data_dir, revision, force, offline, lock)
+            except UserError as error:
+                if len(specs) == 1:
+                    raise
+                failed.append(spec.name)
+                click.echo(f"error: {error}", err=True)
     if failed:
         raise UserError(f"{len(failed)} of {len(specs)} datasets not prepared: {', '.join(failed)}")
 
 
 def _prepare(
-    spec: DatasetSpec, source: str, data_dir: str, revision: str | None, force: bool, offline: bool
-) -> None:
+    spec: DatasetSpec, source: str, data_dir: str, revision: str | None, force: bool, offline: bool,
+    lock: locks.Lock | None,
+) -> None:  # fmt: skip
     from flipped_tasks.prepared import origins, reading, writing
 
     there = reading.find(spec.name, data_dir)
@@ -88,7 +101,7 @@ def _prepare(
     else:
         origin = origins.open_origin(spec, source, revision, offline)
         with _progress(spec.name) as progress:
-            manifest, written = writing.prepare(spec, origin, data_dir, progress, force)
+            manifest, written = writing.prepare(spec, origin, data_dir, progress, force, lock=lock)
     there = reading.find(spec.name, data_dir)
     assert there is not None, spec.name
     counts = ", ".join(

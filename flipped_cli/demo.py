@@ -14,6 +14,7 @@ import click
 
 import flipped_world
 from flipped_cli.side_by_side import Command, run_commands
+from flipped_core import interrupts, locks
 from flipped_core.errors import UserError
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
@@ -77,8 +78,16 @@ def run_demo(
     """
     if not (CHECKOUT / "gin" / "runs").is_dir():
         raise UserError("the demo needs the checkout's gin folder; run `make demo` in a clone")
+    kept = f"what was trained and evaluated is kept in {folder}, and the same command resumes there"
+    with interrupts.at_once(lambda: kept), locks.hold(folder, "--output"):
+        _run_demo(folder, seed, starts, trainings)
+
+
+def _run_demo(
+    folder: pathlib.Path, seed: int, starts: pathlib.Path, trainings: Mapping[str, str]
+) -> None:
+    """`run_demo`, in a folder that is held."""
     began = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
     click.echo(
         f"training {', '.join(trainings)} from the pre-trained miniature, and evaluating each on "
         f"{', '.join(SUITES)}, two at a time …"

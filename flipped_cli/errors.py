@@ -1,37 +1,85 @@
-"""A user's mistake becomes one line on stderr and exit code 2; a bug keeps its traceback."""
+"""How a command ends: exit codes, and one line on stderr for a mistake of the user or a failure of the machine.
+
+| code | |
+|---|---|
+| 0 | the work is done; of training also: stopped by SIGTERM, and saved |
+| 1 | a check has found something (`tasks lint`, `data verify`, `ckpt verify`), or a bug, with its traceback |
+| 2 | a mistake of the user, or a disk, a device or another process is in the way: one line says so |
+| 129, 130, 143 | ended by SIGHUP, Ctrl-C, SIGTERM: one line says what is kept |
+"""
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
+from flipped_core import failures, interrupts, streams
 from flipped_core.errors import UserError
 
 USER_ERROR_CODE = 2
-INTERRUPTED_CODE = 130
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+INTERRUPTED_CODE = interrupts.exit_code(signal.SIGINT)
+
+
+def protect() -> None:
+    """The part of `begin` that does not depend on the command."""
+    streams.open_closed()
+    interrupts.install()
+
+
+def begin(*, lasting: bool) -> None:
+    """Makes this process fit for being a command; to be called before anything slow is imported.
+
+    Args:
+      lasting: the work goes on when nobody reads the output any more.
+    """
+    protect()
+    streams.watch_readers(lasting=lasting)
 
 
 def report(message: object) -> int:
     """Writes `error: message` on one line of stderr and returns the exit code 2."""
     line = " ".join(str(message).split())
-    print(f"error: {line}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads stderr, or its disk is full
+        print(f"error: {line}", file=sys.stderr, flush=True)
     return USER_ERROR_CODE
 
 
-def report_full(error: OSError) -> int:
-    """`report` for a disk that is full, as behind `> FILE`; any other error is raised again."""
-    if error.errno not in _FULL:
+def report_failure(error: Exception) -> int:
+    """`report` for what the machine refuses, such as a full disk; any other error, a bug, is raised again."""
+    line = _no_device(error)
+    if line is None and (problem := failures.storage(error)) is not None:
+        line = f"cannot read or write {problem}; what was complete before is kept"
+        if isinstance(error, OSError) and error.filename is None and not streams.is_lasting():
+            drop_stdout()  # what is left in it would fail again when the process ends
+            line = f"cannot write what is printed: {problem}"
+    if line is None:
         raise error
-    drop_stdout()  # what is left in it would fail again when the process ends
-    return report(f"cannot write {error.filename or 'what is printed'}: {error.strerror}")
+    return report(line)
+
+
+def _no_device(error: Exception) -> str | None:
+    """Why JAX finds no device, where that may be behind an error; it does not say so in any one way."""
+    if "jax" not in sys.modules or not isinstance(error, (RuntimeError, AssertionError)):
+        return None
+    from t5_engine import launch
+
+    return launch.no_device()
 
 
 def drop_stdout() -> None:
     """What is still to be printed goes nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def flush() -> None:
+    """Raises `UserError` where printed text did not arrive, unless its reader just wanted no more."""
+    sys.stdout.flush()
+    if (lost := streams.lost_output()) is not None:
+        raise UserError(f"cannot write what is printed: {lost.strerror}")
 
 
 def run(command: Callable[[Sequence[str]], object], arguments: Sequence[str]) -> int:
@@ -43,15 +91,31 @@ def run(command: Callable[[Sequence[str]], object], arguments: Sequence[str]) ->
     """
     try:
         command(arguments)
-        sys.stdout.flush()
+        flush()
     except UserError as error:
         return report(error)
-    except BrokenPipeError:  # the reader of our output has gone
+    except (BrokenPipeError, streams.ReaderGone):
         drop_stdout()
-        return 1
-    except OSError as error:
-        return report_full(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED_CODE
+    except Exception as error:  # noqa: BLE001 - gin and TensorStore wrap the system's errors in any kind
+        return report_failure(error)
     return 0
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process with that code."""
+    if code != USER_ERROR_CODE or _has_peers():
+        sys.exit(code)
+    # Threads of libraries may still be failing to write, and would say so while Python shuts down.
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def _has_peers() -> bool:
+    """Whether this is one of several processes, which end together."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import signal
 import sys
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from flipped_cli import errors, provenance, quiet
 from flipped_cli.checks import check_data_dir, method_of
 from flipped_cli.runs import EvalRun
+from flipped_core import hub
 from flipped_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
       UserError: a setting that does not fit the checkpoints or the data.
     """
     with _joined(run):
+        run = _pinned(run)
         trained = _trained(run)
         check_data_dir(run.data_dir)
         _load_modules(run)
@@ -50,21 +51,27 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
             run.output_dir,
             batch_size=run.batch_size,
             model_parallelism=run.model_parallelism,
+            verify_checkpoints=run.verify_checkpoints,
             announce=_announce,
-            tell_plan=functools.partial(_show_plan, run.plan_only),
+            tell_plan=_show_plan,
+            plan_only=run.plan_only,
         )
 
 
 @contextlib.contextmanager
 def _joined(run: EvalRun) -> Iterator[None]:
     """Joins the job's other processes, where it has several; a mistake in one of them then ends all."""
+    before = signal.getsignal(signal.SIGTERM)
     if not run.join():
+        from t5_engine import launch
+
+        launch.check_devices()
         yield
         return
     from t5_engine import processes
 
     # JAX's own service only notes a signal, for training. Here nothing is lost by ending at once.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, before)
     with processes.one_for_all():
         yield
 
@@ -95,6 +102,33 @@ def _load_modules(run: EvalRun) -> None:
     modules.load(run.task_modules)
 
 
+def _pinned(run: EvalRun) -> EvalRun:
+    """The run with the commits of repositories of the hub: the first process asks, so that all take the same."""
+    paths = [*run.checkpoint_path, *([run.vocab_path] if run.vocab_path else [])]
+    if not any(map(hub.is_reference, paths)):
+        return run
+    from t5_engine import processes
+
+    pinned = processes.from_first(lambda: [hub.pin(path) for path in paths])
+    count = len(run.checkpoint_path)
+    return dataclasses.replace(
+        run,
+        checkpoint_path=tuple(pinned[:count]),
+        vocab_path=pinned[count] if run.vocab_path else None,
+    )
+
+
+def _vocabulary(checkpoint: str, recipe: Mapping[str, Any]) -> str | None:
+    """The vocabulary of the training where it is at hand, else the one in the checkpoint's folder."""
+    trained_with = recipe.get("vocab_path")
+    if trained_with and (hub.is_reference(trained_with) or pathlib.Path(trained_with).is_file()):
+        return hub.vocabulary(trained_with)
+    if "://" in checkpoint and not hub.is_reference(checkpoint):
+        return trained_with
+    beside = hub.local(checkpoint) / hub.VOCABULARY
+    return str(beside) if beside.is_file() else trained_with
+
+
 def _trained(run: EvalRun) -> dict[str, dict[str, Any]]:
     """Checkpoint -> what training wrote of it; refuses what is not there, or leaves something open."""
     for name in ("suites", "checkpoint_path", "method", "label"):
@@ -107,7 +141,7 @@ def _trained(run: EvalRun) -> dict[str, dict[str, Any]]:
         recipe = trained[checkpoint] = provenance.read_recipe(checkpoint)
         for missing, flag, found in (
             ("METHOD", "methods", run.method or recipe.get("mixture")),
-            ("VOCAB_PATH", "vocab", run.vocab_path or recipe.get("vocab_path")),
+            ("VOCAB_PATH", "vocab", run.vocab_path or _vocabulary(checkpoint, recipe)),
         ):
             if not found:
                 from t5_engine import exchange
@@ -145,8 +179,8 @@ def _run(run: EvalRun, checkpoint: str, recipe: Mapping[str, Any], method: str) 
     from flipped_eval.jobs import LENGTHS, Run
     from flipped_eval.keys import file_hash
 
-    before = recipe.get("vocab_path")
-    vocab_path = str(run.vocab_path or before)
+    before = _vocabulary(checkpoint, recipe)
+    vocab_path = hub.vocabulary(run.vocab_path) if run.vocab_path else str(before)
     if before and pathlib.Path(before).is_file() and file_hash(vocab_path) != file_hash(before):
         raise UserError(
             f"vocab_path: {checkpoint} was trained with {before}, and {vocab_path} is another vocabulary"
@@ -160,7 +194,7 @@ def _run(run: EvalRun, checkpoint: str, recipe: Mapping[str, Any], method: str) 
         lengths=run.lengths or recipe.get("lengths") or LENGTHS,
         input_eos=recipe.get("input_eos", True) if input_eos is None else input_eos,
         length_normalize=run.length_normalize,
-        exact_vocabulary=before is None,
+        exact_vocabulary=recipe.get("vocab_path") is None,
     )
 
 
@@ -172,7 +206,7 @@ def _labelled(runs: Sequence[Run], labels: tuple[str, ...] | None) -> list[Run]:
                 f"label: expected {len(runs)} names, one for each checkpoint and method, got {len(labels)}"
             )
     else:
-        folders = {run.checkpoint: pathlib.Path(run.checkpoint or "").name for run in runs}
+        folders = {run.checkpoint: hub.name_of(run.checkpoint or "") for run in runs}
         if len(set(folders.values())) < len(folders):
             folders = {name: name or "" for name in folders}
         methods = len({run.method for run in runs}) > 1 or len(folders) == 1
@@ -190,11 +224,8 @@ def _announce(line: str) -> None:
     tqdm.tqdm.write(line)
 
 
-def _show_plan(plan_only: bool, told: Told) -> bool:
-    """Prints what will be scored: tasks, templates, examples, choices, tokens, and about how long it takes.
-
-    Returns whether it is to be scored now.
-    """
+def _show_plan(told: Told) -> None:
+    """Prints what will be scored: tasks, templates, examples, choices, tokens, and about how long it takes."""
     from rich.table import Table
 
     from flipped_cli import tables
@@ -221,7 +252,6 @@ def _show_plan(plan_only: bool, told: Told) -> bool:
     time = "" if told.seconds is None else f", about {_duration(told.seconds)}"
     numbers = f"{left[0]} templates, {left[2]} choices, {left[3]} tokens{time}"
     _announce(f"left to score: {numbers if told.waiting.templates else 'nothing'}")
-    return not plan_only
 
 
 def _not_run(failed: Sequence[Mapping[str, Any]]) -> list[str]:

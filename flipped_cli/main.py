@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from flipped_cli import errors
+from flipped_core import streams
 from flipped_core.errors import UserError, unknown
 
 # Name of the subcommand -> (module, attribute, one line of help).
@@ -58,6 +59,14 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
 }
 
 
+# Commands whose work is more than what they print: it goes on, and decides the exit code, when nobody reads that.
+LASTING = ("ckpt", "data", "demo", "eval", "report", "study", "tasks lint", "tasks new")
+
+
+def _is_lasting(words: Sequence[str]) -> bool:
+    return any(" ".join(words[: name.count(" ") + 1]) == name for name in LASTING)
+
+
 class LazyGroup(click.Group):
     """A group that knows its commands by name and help only, until one of them is called.
 
@@ -95,9 +104,11 @@ class LazyGroup(click.Group):
         )
         if not standalone_mode:
             return run()
+        if args is None:  # as a process of its own, not called by a test
+            errors.begin(lasting=_is_lasting(sys.argv[1:]))
         try:
             code: Any = run()
-            sys.stdout.flush()
+            errors.flush()
         except UserError as error:
             code = errors.report(error)
         except click.exceptions.NoArgsIsHelpError as error:
@@ -109,12 +120,15 @@ class LazyGroup(click.Group):
             code = errors.report(f"{error.format_message().rstrip('.')}{hint}")
         except click.Abort:
             code = errors.INTERRUPTED_CODE
-        except BrokenPipeError:  # the reader of our output has gone, as in `flipped … | head`
+        except (BrokenPipeError, streams.ReaderGone):  # as in `flipped … | head`
             errors.drop_stdout()
-            code = 1
-        except OSError as error:
-            code = errors.report_full(error)
-        sys.exit(code if isinstance(code, int) else 0)
+            code = 0
+        except Exception as error:  # noqa: BLE001 - TensorStore wraps the system's errors in any kind
+            code = errors.report_failure(error)
+        code = code if isinstance(code, int) else 0
+        if args is None:
+            errors.leave(code)
+        sys.exit(code)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -15,6 +15,7 @@ import jinja2
 
 from flipped_cli.checks import METHODS
 from flipped_core.errors import UserError
+from flipped_core.markdown import Markdown, code, escape
 from t5_engine.weights import Weights, lazy_params, leaves
 
 TEMPLATE = pathlib.Path(__file__).with_name("model_card.md.jinja")
@@ -82,8 +83,9 @@ def write_card(
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        finalize=lambda value: value if not isinstance(value, str) else value.replace("\n", " "),
+        finalize=lambda value: escape(value) if isinstance(value, str) else value,
     )
+    environment.filters["code"] = code
     parameters = sum(math.prod(leaf.shape) for leaf in leaves(weights.config).values())
     return environment.get_template(TEMPLATE.name).render(
         name=name,
@@ -110,13 +112,15 @@ def _training(recipe: Mapping[str, Any], run: Mapping[str, Any], mixture: str) -
     commit = run.get("git_commit")
     data_dir = recipe.get("data_dir")
     return {
-        "start": f"the checkpoint `{_last(start)}`" if start else "parameters drawn at random",
+        "start": Markdown(f"the checkpoint {code(_last(start))}")
+        if start
+        else "parameters drawn at random",
         "rate": f"{decay}{f', after {warmup} steps of warm-up' if warmup else ''}",
         "sampling": _SAMPLING.get(recipe.get("mixture_rates", "recipe"), "unknown"),
         "software": ", ".join(versions + ([f"this project at commit {commit}"] if commit else []))
         or "unknown",
         "rows": (
-            f"rows from prepared files (`{_last(data_dir)}`)"
+            Markdown(f"rows from prepared files ({code(_last(data_dir))})")
             if data_dir
             else "rows of this project's made-up world, no real data"
         ),
@@ -145,7 +149,7 @@ def _evaluation(results: Mapping[str, Any] | None) -> dict[str, Any]:
         "results": [
             {
                 "suite": _SUITES.get(row["suite"], row["suite"]),
-                "task": row["task"] or f"**mean of {row['tasks']} tasks**",
+                "task": row["task"] or Markdown(f"**mean of {row['tasks']} tasks**"),
                 "value": _percent(row["value"]),
                 "interval": _interval(row),
                 "chance": _percent(row["chance"]),
@@ -195,13 +199,15 @@ def _labels(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     for row in rows:
         if row["suite"] != "labels" or row["metric"] != "macro_f1":
             continue
-        task = row["task"] or "**mean**"
-        line = found.setdefault(task, {"task": task, "original": "–", "substitutes": "–"})
+        task = row["task"] or ""
+        line = found.setdefault(
+            task, {"task": task or Markdown("**mean**"), "original": "–", "substitutes": "–"}
+        )
         if row["label_set"] == ORIGINAL:
             line["original"] = _percent(row["value"])
         elif row["label_set"] == SUBSTITUTES:
             line["substitutes"] = _percent(row["value"])
-    mean = found.pop("**mean**", None)
+    mean = found.pop("", None)
     return [*found.values(), *([mean] if mean else [])]
 
 
@@ -218,7 +224,7 @@ def _label_sets() -> list[dict[str, Any]]:
     return [
         {
             "dataset": entry.dataset,
-            "template": entry.template.replace("|", r"\|"),
+            "template": entry.template,
             "words": entry.words,
             "sets": len(entry.sets),
         }

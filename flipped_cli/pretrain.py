@@ -16,6 +16,7 @@ import click
 
 from flipped_cli.demo import CHECKOUT
 from flipped_cli.side_by_side import Command, run_commands
+from flipped_core import interrupts, locks
 from flipped_core.errors import UserError
 from flipped_core.files import read_json, to_json, write_atomically
 
@@ -46,7 +47,13 @@ def pretrain(output: str, seed: int, export: str | None) -> None:
     A run that was stopped resumes from its newest checkpoint.
     """
     folder = pathlib.Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    kept = f"what was trained is kept in {folder}, and the same command resumes there"
+    with interrupts.at_once(lambda: kept), locks.hold(folder, "--output"):
+        _pretrain(folder, seed, pathlib.Path(export) if export else folder / "pretrained")
+
+
+def _pretrain(folder: pathlib.Path, seed: int, target: pathlib.Path) -> None:
+    """`pretrain`, in a folder that is held."""
     if not (folder / VOCABULARY).exists():
         click.echo("making the world's vocabulary …")
         from mixtures.world_vocabulary import make_vocabulary
@@ -58,7 +65,6 @@ def pretrain(output: str, seed: int, export: str | None) -> None:
             start = deepen(start, folder / DEEPENED, DEEPENED_SEED)
         run_commands([_training(folder, name, seed + number, start)])
         start = folder / name
-    target = pathlib.Path(export) if export else folder / "pretrained"
     card = export_pretrained(folder, target)
     click.echo(
         f"{target}: loss {card['loss_on_sample']:.4f} on {SAMPLE_TEXTS} texts never trained on"

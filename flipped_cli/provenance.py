@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flipped_cli.runs import TrainRun
+from flipped_core import hub
 from flipped_core.errors import UserError
 from flipped_core.files import read_json, write_atomically
 from flipped_core.settings import Resume, declared, from_mapping, plain, shown
@@ -63,14 +64,19 @@ def open_run(run: TrainRun, operative_gin: str, *, write: bool = True) -> None:
     """
     folder = pathlib.Path(run.model_dir)
     file = folder / RUN_FILE
-    checkpoints = folder / CHECKPOINTS
-    if file.exists() and checkpoints.is_dir() and any(checkpoints.iterdir()):
+    if file.exists() and has_checkpoints(run.model_dir):
         _refuse_other(file, run)
     if not write:
         return
     write_atomically(folder / OPERATIVE_GIN_FILE, operative_gin)
     content = {"recipe": _recorded(run), "versions": versions(), "git_commit": git_commit()}
     write_atomically(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def has_checkpoints(model_dir: str) -> bool:
+    """Whether training would resume there rather than start."""
+    checkpoints = pathlib.Path(model_dir) / CHECKPOINTS
+    return checkpoints.is_dir() and any(checkpoints.iterdir())
 
 
 def read_recipe(model_dir: str) -> dict[str, Any]:
@@ -81,7 +87,7 @@ def read_recipe(model_dir: str) -> dict[str, Any]:
     Raises:
       UserError: the file cannot be read, or a setting is unknown or not of its type.
     """
-    file = pathlib.Path(model_dir) / RUN_FILE
+    file = hub.local(model_dir) / RUN_FILE
     if not file.exists():
         return {}
     return _read(file, partial=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from flipped_cli.rows import read_rows
+from flipped_cli import offline
+from flipped_cli.rows import parse_argument, read_rows
 from flipped_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def shared_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--checkpoint",
             required=True,
-            help="A run's folder, a checkpoint, or a folder of Hugging Face's.",
+            help="A run's folder, a checkpoint, a Hugging Face folder, or hf://OWNER/NAME[@REVISION].",
         ),
         click.option(
             "--vocab", help="A SentencePiece model; by default the one that the run's folder names."
@@ -67,6 +67,7 @@ def shared_options(function: Callable[..., None]) -> Callable[..., None]:
             "--jsonl", help="A file of questions, one JSON object a line, or - for stdin."
         ),
         click.option("--module", "modules", multiple=True, help="A module of one's own datasets."),
+        offline.option,
     )
     for option in reversed(options):
         function = option(function)
@@ -102,7 +103,9 @@ def read_questions(
         return
     for number, text in enumerate(inputs, 1):
         name = "--input" if len(inputs) == 1 else f"--input {number}"
-        entry: dict[str, Any] = {"input": text} if dataset is None else {"row": _row(text, name)}
+        entry: dict[str, Any] = (
+            {"input": text} if dataset is None else {"row": parse_argument(text, name)}
+        )
         yield name, *_question({**defaults, **entry}, name)
 
 
@@ -112,13 +115,6 @@ def _refuse_misspelt(line: Mapping[str, Any], name: str) -> None:
         close = difflib.get_close_matches(field, FIELDS, n=1, cutoff=0.8)
         if close and close[0] not in line:
             raise UserError(f"{name}: unknown field {field!r}; nearest: {close[0]!r}")
-
-
-def _row(text: str, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{name}: with --dataset expected a row as JSON: {error}") from None
 
 
 def _question(entry: Mapping[str, Any], name: str) -> tuple[Question, str | None]:
@@ -136,13 +132,46 @@ def _question(entry: Mapping[str, Any], name: str) -> tuple[Question, str | None
         raise UserError(f"{name}: choices: expected a list of texts, got {choices!r}")
     if not isinstance(entry[field], (str, Mapping)):
         raise UserError(f"{name}: {field}: expected a text or an object, got {entry[field]!r}")
+    for text in (entry[field], entry["template"], entry["output"], *choices):
+        if isinstance(text, str) and not _is_text(text):
+            raise UserError(f"{name}: expected text that UTF-8 can hold, got {ascii(text)[:80]}")
     template = entry["template"]
     if template is not None and entry["dataset"] is None and _JINJA not in template:
         raise UserError(
             f"{name}: template: expected text with {_JINJA}input}}}}, or a dataset of which it is a "
             f"template, got {template!r}"
         )
-    return Question(entry[field], tuple(choices), template, entry["dataset"]), entry["output"]
+    asked = entry[field]
+    if entry["dataset"] is not None and isinstance(asked, Mapping):
+        asked = _ready_row(entry["dataset"], asked, name)
+    return Question(asked, tuple(choices), template, entry["dataset"]), entry["output"]
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a character, or a byte of an argument that is not UTF-8
+        return False
+    return True
+
+
+def _ready_row(dataset: str, row: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A row with the types of its dataset's columns; one without a label gets any, which no prompt shows."""
+    from flipped_tasks.datasets import dataset_names, get_dataset
+    from flipped_tasks.row_values import fit_columns
+    from mixtures import catalog
+
+    assert catalog.TRAINING, "importing the catalog registers its datasets"
+    if dataset not in dataset_names():  # promptsource has templates for many more
+        return row
+    spec = get_dataset(dataset)
+    ready = dict(row)
+    fit_columns(ready, spec.columns, name)
+    label = spec.label_column
+    if label is not None and ready.get(label) in (None, *spec.unlabelled):
+        if allowed := spec.allowed_labels(ready):
+            ready[label] = allowed[0]
+    return ready
 
 
 def in_parts(items: Iterable[Any]) -> Iterator[list[Any]]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import os
 import pathlib
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
+
+from flipped_core import streams
 
 
 def import_tensorflow() -> None:
@@ -17,7 +14,7 @@ def import_tensorflow() -> None:
     is in force. What it wrote is shown where the import fails.
     """
     if "seqio" not in sys.modules:
-        with _native_stderr_held_back():
+        with streams.native_stderr_held_back():
             importlib.import_module("seqio")
 
 
@@ -27,22 +24,3 @@ def import_for_rows(data_dir: str | None) -> None:
         "://" in data_dir or any(pathlib.Path(data_dir).expanduser().glob("*/*/manifest.json"))
     ):
         import_tensorflow()
-
-
-@contextlib.contextmanager
-def _native_stderr_held_back() -> Iterator[None]:
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as held, contextlib.ExitStack() as stack:
-        saved = os.dup(2)
-        stack.callback(os.close, saved)
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            os.dup2(saved, 2)
-            held.seek(0)
-            with os.fdopen(os.dup(2), "wb") as stderr:
-                shutil.copyfileobj(held, stderr)
-            raise
-        finally:
-            os.dup2(saved, 2)

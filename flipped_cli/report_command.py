@@ -20,15 +20,22 @@ def report(results: tuple[str, ...], output: str | None, title: str) -> None:
     training's folder is still there, its curves are shown.
     """
     from flipped_eval.report import write_report
+
+    folders = [_folder(pathlib.Path(source)) for source in results]
+    output_dir = pathlib.Path(output) if output else folders[0]
+    written = write_report(folders, output_dir, title=title)
+    click.echo(written.summary())
+    click.echo(f"report: {output_dir / 'report.html'}, report.md, report.json")
+
+
+def _folder(source: pathlib.Path) -> pathlib.Path:
+    """The folder of some results, which may be given by its `results.json` too."""
     from flipped_eval.results import RESULTS
 
-    first = pathlib.Path(results[0])
-    folder = pathlib.Path(output) if output else first if first.is_dir() else first.parent
-    for source in map(pathlib.Path, results):
-        if not (source if source.suffix else source / RESULTS).is_file():
-            below = sorted(str(path.parent) for path in source.glob(f"*/{RESULTS}"))
-            hint = f"; there are results in {' '.join(below)}" if below else ""
-            raise UserError(f"results: expected a folder with {RESULTS}, got {source}{hint}")
-    written = write_report(results, folder, title=title)
-    click.echo(written.summary())
-    click.echo(f"report: {folder / 'report.html'}, report.md, report.json")
+    if source.name == RESULTS and source.is_file():
+        return source.parent
+    if not (source / RESULTS).is_file():
+        below = sorted(str(path.parent) for path in source.glob(f"*/{RESULTS}"))
+        hint = f"; there are results in {' '.join(below)}" if below else ""
+        raise UserError(f"results: expected a folder with {RESULTS}, got {source}{hint}")
+    return source

@@ -2,43 +2,59 @@
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
 import pathlib
 import sys
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from flipped_core import bounded
 from flipped_core.errors import UserError, nearest
 
 
-def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(
+    path: str, columns: Mapping[str, Any] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line index from 0, row) of a `.jsonl` or `.jsonl.gz` file, or of stdin for `-`.
 
     Empty lines are passed over but counted.
 
+    Args:
+      path: the file.
+      columns: column → type, for the values of the rows; see `flipped_tasks.row_values.fit_columns`.
+
     Raises:
-      UserError: the file cannot be opened or read, or a line is no JSON object.
+      UserError: the file cannot be opened or read, or a line is no JSON object, or holds what no row may.
     """
+    from flipped_tasks.row_values import fit_columns, parse_row
+
     name = "stdin" if path == "-" else path
-    with _open(path) as stream:
-        lines = enumerate(stream)
-        while True:
-            try:
-                index, line = next(lines)
-            except StopIteration:
-                return
-            except (OSError, EOFError) as error:  # a damaged archive, a folder, a lost disk
-                raise UserError(f"{name}: cannot be read: {error}") from None
-            if line.strip():
-                yield index, _row(line, f"{name}, line {index + 1}")
+    lines = enumerate(_lines(path))
+    while True:
+        try:
+            index, line = next(lines)
+        except StopIteration:
+            return
+        except (OSError, EOFError, zlib.error) as error:  # a damaged archive, a folder, a lost disk
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"{name}: cannot be read: {why}") from None
+        if line.strip():
+            where = f"{name}, line {index + 1}"
+            row = parse_row(line, where)
+            fit_columns(row, columns or {}, where)
+            yield index, row
 
 
-def _open(path: str) -> BinaryIO:
+def _lines(path: str) -> Iterator[bytes]:
+    from flipped_tasks.files import open_lines
+    from flipped_tasks.row_values import MAX_ROW_BYTES
+
     if path == "-":
-        return io.BytesIO(sys.stdin.buffer.read())
-    file = pathlib.Path(path)
+        if sys.stdin is None:
+            raise UserError("stdin: cannot be read: it is closed")
+        yield from bounded.read_lines(sys.stdin.buffer, "stdin", MAX_ROW_BYTES)
+        return
+    file = pathlib.Path(path).expanduser()
     if not file.exists():
         folder = file.parent
         names = [str(folder / p.name) for p in folder.iterdir()] if folder.is_dir() else []
@@ -46,21 +62,11 @@ def _open(path: str) -> BinaryIO:
             f"; nearest: {', '.join(map(repr, found))}" if (found := nearest(path, names)) else ""
         )
         raise UserError(f"expected a file of JSON lines, there is none at {path!r}{near}")
-    try:
-        if path.endswith(".gz"):
-            return gzip.open(file, "rb")  # type: ignore[return-value]
-        return file.open("rb")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    yield from open_lines(file)
 
 
-def _row(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 at byte {error.start}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: expected a JSON object, got {type(row).__name__}")
-    return row
+def parse_argument(text: str, where: str) -> dict[str, Any]:
+    """A row as JSON from the command line. Raises `UserError` as `read_rows`."""
+    from flipped_tasks.row_values import parse_row
+
+    return parse_row(text.encode("utf-8", "surrogatepass"), where)

@@ -88,7 +88,7 @@ class EvalRun(Request, ProcessGroup):
     """One evaluation job; what is None is as in the checkpoint's training."""
 
     checkpoint_path: tuple[str, ...] = setting(
-        "Checkpoints: run folders, steps of them, Hugging Face folders or T5X checkpoints.",
+        "Checkpoints: run folders, steps of them, Hugging Face folders or hf://OWNER/NAME, T5X checkpoints.",
         macro="CHECKPOINT_PATH",
         option="checkpoint",
         path=True,
@@ -162,6 +162,12 @@ class EvalRun(Request, ProcessGroup):
         macro="TASK_MODULES",
         option="module",
         path=True,
+    )
+    verify_checkpoints: bool = setting(
+        "Whether every byte that is read of a checkpoint is compared with its checksum first.",
+        True,
+        macro="VERIFY_CHECKPOINTS",
+        option="verify_checkpoints",
     )
     plan_only: bool = setting("Print the plan and exit.", False, macro="PLAN_ONLY", option="plan")
 

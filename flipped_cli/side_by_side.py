@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -9,13 +10,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import click
 
+from flipped_core import interrupts
 from flipped_core.errors import UserError
 
 SECONDS_A_LINE = 5.0
+SECONDS_TO_SAVE = 30.0
 # One core a process: two processes of one core do more than one process of two.
 CORES = 2
 
@@ -83,14 +86,25 @@ def run_commands(commands: Sequence[Command]) -> None:
     for worker in workers:
         worker.start()
     try:
-        for worker in workers:
-            worker.join()
+        with interrupts.at_once(clean_up=lambda: _stop(running)):
+            for worker in workers:
+                worker.join()
     except KeyboardInterrupt:
-        for process in list(running.values()):
-            process.terminate()
+        _stop(running)
         raise
     if failures:
         raise UserError(failures[0])
+
+
+def _stop(running: Mapping[str, subprocess.Popen[str]]) -> None:
+    """Ends the commands, which save what they have."""
+    processes = list(running.values())
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + SECONDS_TO_SAVE
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()))
 
 
 def _start(command: Command) -> subprocess.Popen[str]:
@@ -116,6 +130,7 @@ def _start(command: Command) -> subprocess.Popen[str]:
         stdin=subprocess.DEVNULL,
         text=True,
         env=environment,
+        process_group=0,  # a terminal's Ctrl-C reaches this process only, which ends them once and not twice
     )
 
 

@@ -117,7 +117,7 @@ def render(
     vocabulary = Vocabulary.from_file(vocab) if vocab else None
     lengths = {"inputs": inputs_length, "targets": targets_length}
     checked = _without_nested(spec)
-    for index, row in read_rows(rows) if rows is not None else _own_rows(spec):
+    for index, row in read_rows(rows, spec.columns) if rows is not None else _own_rows(spec):
         for name, one in zip(names, compiled, strict=True):
             rng = (
                 random.Random(seed) if seed is not None else rendering.template_rng(0, name, index)

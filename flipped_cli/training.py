@@ -5,6 +5,7 @@ What is slow to import waits until `train` is called, so that a mistake in a set
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from flipped_cli import provenance, quiet
 from flipped_cli.checks import WORLD_TEXTS, check_data_dir, check_model_dir, method_of
 from flipped_cli.runs import TrainRun
+from flipped_core import hub, interrupts, locks
 from flipped_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +39,40 @@ def train(run: TrainRun, operative_gin: str = "") -> Any:
     """
     _check(run)
     run.join()
-    return _run(run, operative_gin)
+    from t5_engine import launch, processes
+
+    launch.check_devices()
+    kept = f"nothing was trained yet since this start; what {run.model_dir} held before is kept"
+    with (
+        interrupts.at_once(lambda: kept),
+        processes.hold(run.model_dir, "MODEL_DIR") as lock,
+    ):
+        return _run(_pinned(run), operative_gin, lock)
+
+
+def _pinned(run: TrainRun) -> TrainRun:
+    """The run with the commits of repositories of the hub, of which the first checkpoint is now downloaded.
+
+    The first process asks for the commits, so that all take the same; a run that resumes keeps its own. What fails in
+    one process ends all.
+    """
+    paths = {name: getattr(run, name) for name in ("initial_checkpoint_path", "vocab_path")}
+    paths = {name: path for name, path in paths.items() if path and hub.is_reference(path)}
+    if not paths:
+        return run
+    from t5_engine import exchange, processes
+
+    def ask() -> dict[str, str]:
+        before = provenance.read_recipe(run.model_dir)
+        return {name: hub.pin(path, before.get(name)) for name, path in paths.items()}
+
+    with processes.one_for_all():
+        pinned = processes.from_first(ask)
+        if "initial_checkpoint_path" in pinned and not provenance.has_checkpoints(run.model_dir):
+            exchange.prepare(pinned["initial_checkpoint_path"], run.model)
+        if "vocab_path" in pinned:
+            hub.vocabulary(pinned["vocab_path"])
+    return dataclasses.replace(run, **pinned)
 
 
 def _check(run: TrainRun) -> None:
@@ -56,7 +91,7 @@ def _check(run: TrainRun) -> None:
         )
 
 
-def _run(run: TrainRun, operative_gin: str) -> Any:
+def _run(run: TrainRun, operative_gin: str, lock: locks.Lock | None) -> Any:
     """What `train` does once the processes have found each other."""
     quiet.import_tensorflow()
     import jax
@@ -76,7 +111,7 @@ def _run(run: TrainRun, operative_gin: str) -> Any:
     def source(done: int) -> Iterator[dict[str, Any]]:
         return stream(done) if done else itertools.chain([first], from_start)
 
-    state = trainer.train(run, run.model, source, task_of)
+    state = trainer.train(run, run.model, source, task_of, lock)
     if primary:
         _show_counts(run.mixture)
     return state

@@ -1,1 +1,1 @@
-"""What every package shares: user errors, paths (local or in buckets), atomic writes. Imports none of our packages."""
+"""What every package shares: errors, settings, paths, atomic writes, the hub. Imports none of our packages."""

@@ -16,6 +16,22 @@ class UserError(ValueError):
     """
 
 
+def shown(value: object, most: int = 80) -> str:
+    """`value` as an error shows it: at most so many characters, whatever it holds."""
+    try:
+        text = repr(value)
+    except (
+        ValueError,
+        RecursionError,
+    ):  # a whole number of more than 4,300 digits, a list that holds itself
+        return type(value).__name__
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+class StorageError(UserError):
+    """A disk that is full or broken, in one line. Threads of libraries may still be failing to write."""
+
+
 def nearest(got: str, known: Iterable[str], most: int = 3) -> list[str]:
     """The names in `known` that are most like `got`, best first, at most `most` of them.
 
@@ -38,12 +54,12 @@ def unknown(what: str, got: object, known: Iterable[str]) -> UserError:
     names = sorted(known)
     close = nearest(str(got), names)
     if close:
-        hint = "nearest: " + ", ".join(repr(name) for name in close)
+        hint = "nearest: " + ", ".join(map(shown, close))
     elif names:
-        shown = ", ".join(repr(name) for name in names[:8])
-        hint = f"expected one of: {shown}" + (
+        first = ", ".join(map(shown, names[:8]))
+        hint = f"expected one of: {first}" + (
             f", … ({len(names)} in all)" if len(names) > 8 else ""
         )
     else:
         hint = "none is registered"
-    return UserError(f"unknown {what} {str(got)!r}; {hint}")
+    return UserError(f"unknown {what} {shown(str(got))}; {hint}")

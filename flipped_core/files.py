@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import glob
 import json
 import os
 import pathlib
+import re
+import shutil
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
+from flipped_core import interrupts
 from flipped_core.errors import UserError
+from flipped_core.owners import Owner, token_is_alive
 from flipped_core.paths import explain, is_bucket, to_path
 
 Json = dict[str, Any]
+_TEMPORARY = ".tmp"
+_FOLDER = "flipped."
+_TOKEN = re.compile(r"\.([0-9a-f]{8}-[0-9]+-[0-9]+)\.[^.]+\.tmp")
 
 
 def write_atomically(path: epath.PathLike, text: str) -> None:
@@ -37,8 +47,11 @@ def write_atomically(path: epath.PathLike, text: str) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_temporary(path.parent, path.name)
         handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".tmp"
+            dir=path.parent,
+            prefix=f".{path.name[:80]}.{Owner.current().token}.",
+            suffix=_TEMPORARY,
         )
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -53,6 +66,41 @@ def write_atomically(path: epath.PathLike, text: str) -> None:
         if isinstance(error, OSError):
             raise cannot_write(path, error) from error
         raise
+
+
+def remove_temporary(folder: pathlib.Path, name: str = "*", *, dead_only: bool = True) -> None:
+    """Removes temporary files of `write_atomically` that a killed process left.
+
+    Args:
+      folder: where to look.
+      name: of the file that was being written; "*" for any.
+      dead_only: leave alone those of processes that run, or of which this machine does not know; False where the
+        caller holds the folder.
+    """
+    for path in folder.glob(f".{glob.escape(name[:80]) if name != '*' else '*'}.*{_TEMPORARY}"):
+        token = _TOKEN.search(path.name)
+        if token is not None and (not dead_only or token_is_alive(token[1]) is False):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[pathlib.Path]:
+    """A folder of this process among the system's temporary files, until the end of the block.
+
+    Those of killed processes are removed first; a signal that ends this one removes its own.
+    """
+    place = pathlib.Path(tempfile.gettempdir())
+    for left in place.glob(f"{_FOLDER}*"):
+        if token_is_alive(left.name.removeprefix(_FOLDER).partition(".")[0]) is False:
+            shutil.rmtree(left, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{Owner.current().token}.")
+    remove = functools.partial(shutil.rmtree, folder, ignore_errors=True)
+    with interrupts.at_once(clean_up=remove):
+        try:
+            yield pathlib.Path(folder)
+        finally:
+            remove()
 
 
 def cannot_write(path: pathlib.Path, error: OSError) -> UserError:
@@ -76,7 +124,7 @@ def read_json(path: epath.PathLike) -> Json:
     """
     try:
         value = json.loads(epath.Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {os.fspath(path)}: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")

@@ -11,9 +11,9 @@ import numpy as np
 
 from flipped_core.files import Json
 from flipped_eval import metrics
-from mixtures.suites import ORIGINAL
+from mixtures.suites import ALL_SUBSTITUTES, ORIGINAL
 
-SUBSTITUTES = "all substitutes"
+SUBSTITUTES = ALL_SUBSTITUTES
 Members = Sequence[Sequence[int]]  # for each task (or task and label set) the places of its units
 
 

@@ -20,6 +20,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flipped_core import hub
 from flipped_core.errors import UserError, nearest, unknown
 from flipped_eval.keys import file_hash
 from flipped_tasks.methods import METHODS, Formatted, Piece, PieceKind, format_example
@@ -30,7 +31,6 @@ from flipped_tasks.tokens import Encoded, Vocabulary, encode
 
 LENGTHS = {"inputs": 512, "targets": 128}
 RUN_FILE = "run.json"  # training leaves it beside the checkpoints
-HF_VOCABULARY = "spiece.model"  # in folders of Hugging Face's form
 INPUT = "input"
 DEFAULT_TEMPLATE = "{{input}}"
 _CHOICES = "choices_of_the_question"
@@ -234,7 +234,7 @@ class Model:
 
         Args:
           checkpoint: a run's folder (its newest checkpoint), a folder of one checkpoint, or one that
-            `t5_engine.exchange` knows.
+            `t5_engine.exchange` knows, `hf://OWNER/NAME[@REVISION]` included.
           vocab: a SentencePiece model; where not given, the one that the run's folder names.
           method: "direct", "channel" or "flipped"; where not given, the run's.
           scorer_options: further arguments of `t5_engine.scorer.Scorer`.
@@ -244,10 +244,17 @@ class Model:
         """
         from t5_engine import exchange
 
+        checkpoint = hub.pin(checkpoint)
         exchange.detect(checkpoint)
-        recipe = _recipe(pathlib.Path(checkpoint))
+        folder = hub.local(checkpoint)
+        recipe = _recipe(folder)
         trained_with = recipe.get("vocab_path")
-        beside = pathlib.Path(checkpoint) / HF_VOCABULARY
+        if trained_with and hub.is_reference(trained_with):
+            trained_with = hub.vocabulary(trained_with)
+        beside = folder / hub.VOCABULARY
+        if hub.is_reference(checkpoint) and beside.is_file():
+            trained_with = str(beside)  # what its run.json names is on another machine
+        vocab = hub.vocabulary(vocab) if vocab else None
         vocab = vocab or trained_with or (str(beside) if beside.is_file() else None)
         if vocab is None:
             raise UserError(

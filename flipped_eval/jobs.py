@@ -7,6 +7,7 @@ job has written is not scored again. At the end `results.json` is made of all th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import pathlib
@@ -14,9 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from flipped_core import files, interrupts, locks
 from flipped_core.errors import UserError, unknown
 from flipped_core.files import Json
-from flipped_eval import estimate, keys, planning, results, shards
+from flipped_eval import estimate, keys, planning, results, run_files, shards
 from flipped_eval.planning import Model, Plan, Request
 from flipped_eval.scoring import Announce, Job, Progress, Scorer
 from flipped_tasks.methods import METHODS
@@ -75,10 +77,12 @@ def evaluate(
     scorer: Callable[[Any, Any], Scorer] | None = None,
     batch_size: int | None = None,
     model_parallelism: int = 1,
+    verify_checkpoints: bool = True,
     resamples: int = RESAMPLES,
     pairs_together: int = PAIRS_TOGETHER,
     announce: Announce = log.info,
-    tell_plan: Callable[[Told], bool] = lambda told: True,
+    tell_plan: Callable[[Told], object] = lambda told: None,
+    plan_only: bool = False,
 ) -> Json:
     """Evaluates models on suites and writes `results.json` into `output_dir`.
 
@@ -89,64 +93,92 @@ def evaluate(
       scorer: (model_config, params) -> something with `score(pairs)`; `t5_engine.scorer.Scorer` where not given.
       batch_size: targets that the model scores at a time; None, the scorer's own.
       model_parallelism: devices that share one copy of the weights.
+      verify_checkpoints: whether every byte that is read of a checkpoint is compared with its checksum first.
       resamples: draws of the bootstrap and of the permutation test.
       pairs_together: (input, target) pairs of a chunk; a killed job scores its last chunk again.
       announce: gets a line for each unit that is done.
-      tell_plan: gets the plan before anything is scored; False ends the job there.
+      tell_plan: gets the plan before anything is scored.
+      plan_only: ends the job there; nothing is written, and another job may be running in `output_dir`.
 
     Returns:
       What was written to `results.json`, {} where only planned; see `results.finish`.
 
     Raises:
       UserError: an argument is not valid, a checkpoint or vocabulary does not fit, `output_dir` holds results of
-        another request, no task can be run, or a file cannot be written.
+        another request, another job is running there, no task can be run, or a file cannot be written.
     """
     _check(runs, request, resamples, batch_size)
-    tasks = planning.select_tasks(request)
-    engine = _Engine(batch_size, model_parallelism)
-    weights = _Weights(runs, scorer or engine, None if scorer else engine.shardings)
-    models = [_model(run, *weights.described(run)) for run in runs]
-    plan = planning.make_plan(tasks, models, request)
-    processes.refuse_differences(_hashes(models, plan))
-    folder = pathlib.Path(output_dir)
-    described = _describe(request), [model.describe() for model in models]
+    with contextlib.ExitStack() as stack:
+        lock = None
+        if not plan_only:
+            kept = f"what was scored is kept in {output_dir}, and the same command resumes there"
+            stack.enter_context(interrupts.at_once(lambda: kept))
+            lock = stack.enter_context(processes.hold(output_dir, "output_dir"))
+            if processes.is_first():
+                files.remove_temporary(pathlib.Path(output_dir), dead_only=False)
+        tasks = planning.select_tasks(request)
+        engine = _Engine(batch_size, model_parallelism)
+        shardings = None if scorer else engine.shardings
+        weights = _Weights(runs, scorer or engine, shardings, verify_checkpoints)
+        models = [_model(run, *weights.described(run)) for run in runs]
+        plan = planning.make_plan(tasks, models, request)
+        processes.refuse_differences(_hashes(models, plan))
+        folder = pathlib.Path(output_dir)
+        described = _describe(request), [model.describe() for model in models]
 
-    def look() -> tuple[Json, bool]:
-        """What the folder holds, and whether to go on: what the first process finds, in all of them."""
-        results.check_run(folder, *described)
-        stored = shards.done(folder)
+        def look() -> Json:
+            """What the folder holds: what the first process finds, in all of them."""
+            run_files.check_run(folder, *described)
+            scores = shards.read(folder)
+            stored = scores.done()
 
-        def left(unit: planning.Unit) -> bool:
-            return unit.key not in stored.ended
+            def left(unit: planning.Unit) -> bool:
+                return unit.key not in stored.ended
 
-        told = Told(plan, plan.total(left), estimate.seconds(plan, left))
-        go_on = tell_plan(told)
-        if go_on:
-            results.open_run(folder, *described, _places(runs))
-            results.write_plan(folder, plan)
-        return stored.to_json(), go_on
+            told = Told(plan, plan.total(left), estimate.seconds(plan, left))
+            for line in results.left_out(folder, scores, unfinished=told.waiting.templates > 0):
+                announce(line)
+            tell_plan(told)
+            if not plan_only:
+                run_files.open_run(folder, *described, _places(runs))
+                run_files.write_plan(folder, plan)
+            return stored.to_json()
 
-    found, go_on = processes.from_first(look)
-    if not go_on:
-        return {}
-    stored, first = shards.Done.from_json(found), processes.is_first()
-    progress = Progress(plan.total().choices, announce if first else None)
-    job = Job(plan, stored, shards.Writer(folder) if first else None, progress, pairs_together)
-    try:
-        for run, model in sorted(
-            zip(runs, models, strict=True), key=lambda both: weights.place(both[0])
-        ):
-            if segments := job.waiting(model):
-                job.score(segments, weights.scorer(run))
-    finally:
-        progress.close()
-    plan.failed += job.failed
+        found = processes.from_first(look)
+        if plan_only:
+            return {}
+        stored, first = shards.Done.from_json(found), processes.is_first()
+        progress = Progress(plan.total().choices, announce if first else None)
+        job = Job(plan, stored, _Writer(folder, lock) if first else None, progress, pairs_together)
+        try:
+            for run, model in sorted(
+                zip(runs, models, strict=True), key=lambda both: weights.place(both[0])
+            ):
+                if segments := job.waiting(model):
+                    job.score(segments, weights.scorer(run))
+        finally:
+            progress.close()
+        plan.failed += job.failed
 
-    def conclude() -> Json:
-        results.write_plan(folder, plan)
-        return results.finish(folder, resamples)
+        def conclude() -> Json:
+            run_files.write_plan(folder, plan)
+            return results.finish(folder, resamples)
 
-    return processes.from_first(conclude)
+        return processes.from_first(conclude)
+
+
+class _Writer(shards.Writer):
+    """Writes only while the folder is this job's."""
+
+    def __init__(self, output_dir: pathlib.Path, lock: locks.Lock | None) -> None:
+        super().__init__(output_dir)
+        self._lock = lock
+
+    def append(self, lines: Sequence[Json], about: Mapping[str, Json]) -> None:
+        """As `shards.Writer`; `UserError` also where another job has taken the folder over."""
+        if self._lock is not None:
+            self._lock.check()
+        super().append(lines, about)
 
 
 def _places(runs: Sequence[Run]) -> dict[str, str]:
@@ -204,10 +236,12 @@ class _Weights:
         runs: Sequence[Run],
         make: Callable[[Any, Any], Scorer],
         shardings: Callable[[Any], Any] | None,
+        verify: bool,
     ) -> None:
         """Args: make: from config and weights to a scorer; shardings: from a config to where the weights go."""
         self._order = list(dict.fromkeys(run.checkpoint for run in runs))
-        self._make, self._shardings = make, shardings
+        self._make, self._shardings, self._verify = make, shardings, verify
+        self._found: dict[str, str] = {}  # a run's folder -> the step in it that was described
         self._described: dict[str, tuple[str, Any]] = {}
         self._kept: tuple[str, Scorer] | None = None
 
@@ -233,7 +267,9 @@ class _Weights:
         from t5_engine import exchange
         from t5_engine.weights import lazy_params
 
-        stored = exchange.open_checkpoint(checkpoint)
+        stored = exchange.open_checkpoint(checkpoint, verify=self._verify)
+        # A run that is being trained may soon have a newer step than the one that the results name.
+        self._found[checkpoint] = stored.path if stored.layout == "flipped" else checkpoint
         if self._shardings is not None:
             self._shardings(stored.config)
         log.info("read step %d of %s", stored.step, checkpoint)
@@ -248,7 +284,8 @@ class _Weights:
             from t5_engine import exchange
 
             self._kept = None
-            params, config, _ = exchange.load(run.checkpoint, self._shardings)
+            place = self._found.get(run.checkpoint, run.checkpoint)
+            params, config, _ = exchange.load(place, self._shardings, verify=self._verify)
             self._kept = run.checkpoint, self._make(config, params)
         return self._kept[1]
 
@@ -318,5 +355,7 @@ def _describe(request: Request) -> Json:
         "exclude_datasets": sorted(request.exclude_datasets),
         "max_examples_per_task": request.max_examples,
         "seed": request.seed,
-        "label_sets": keys.file_hash(request.label_sets) if request.label_sets else None,
+        "label_sets": keys.file_hash(request.label_sets, "label_sets")
+        if request.label_sets
+        else None,
     }

@@ -32,12 +32,12 @@ def fingerprint(params: Any) -> str:
     return digest.hexdigest()
 
 
-def file_hash(path: str) -> str:
-    """A hash of a file's bytes; `UserError` where it cannot be read."""
+def file_hash(path: str, field: str = "vocab_path") -> str:
+    """A hash of a file's bytes; `UserError` with the setting's name where it cannot be read."""
     try:
         return hashlib.blake2b(pathlib.Path(path).read_bytes(), digest_size=16).hexdigest()
     except OSError as error:
-        raise UserError(f"vocab_path: cannot read {path}: {error.strerror}") from error
+        raise UserError(f"{field}: cannot read {path}: {error.strerror}") from error
 
 
 def rows_hash(rows: Iterable[tuple[int, Mapping]]) -> str:

@@ -15,14 +15,13 @@ from flipped_core.files import Json
 from flipped_eval import keys
 from flipped_eval.examples import Case, CaseBuilder, Row, TaskCases
 from flipped_eval.request import Request
-from flipped_eval.results import CHOSEN
 from flipped_tasks.datasets import dataset_names, get_dataset, template_names, usable_templates
 from flipped_tasks.promptsource import TemplateSpec, load_template
 from flipped_tasks.rendering import compile_template
 from flipped_tasks.sources import load_numbered, split_names
 from flipped_tasks.tokens import Vocabulary
 from mixtures import suites as all_suites
-from mixtures.suites import EvalTask
+from mixtures.suites import CHOSEN, EvalTask
 
 SUITES: Mapping[str, Callable[[str, str | None], list[EvalTask]]] = {
     "nlp14": lambda templates, label_sets: all_suites.nlp14(templates),

@@ -1,190 +1,160 @@
-"""The results of an evaluation: the request that a folder belongs to, and all files that are made of its scores.
+"""The results of an evaluation: all files that are made of its scores.
 
     output_dir/
-      run.json            what was asked for; another request is refused
-      plan.json           the units of each model, with the keys of their scores, and what could not be run
+      run.json, plan.json what was asked for (`flipped_eval.run_files`)
       scores/             append-only shards (`flipped_eval.shards`)
-      results.json        every number
+      results.json        every number, and the checksum of predictions.jsonl
       predictions.jsonl   what was predicted for each example, one line a unit
       examples.json       examples as text: one of each task, and those that were most wrong
 
 The last three are made anew from the others. They hold no times and no paths: the same scores give the same bytes.
+The JSON files carry a checksum of their content (`flipped_core.sealed`); one that is damaged is refused by name.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
 import pathlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import numpy as np
 
 from flipped_core.errors import UserError
-from flipped_core.files import Json, read_json, to_json, write_atomically
-from flipped_eval import aggregates, metrics, shards, significance
+from flipped_core.files import Json, to_json, write_atomically
+from flipped_core.sealed import DAMAGED, checksum, read_sealed, write_sealed
+from flipped_eval import aggregates, metrics, records, run_files, shards, significance
 from flipped_eval.aggregates import SUBSTITUTES
-from mixtures.catalog import BIGBENCH, TRAINING
-from mixtures.suites import NLP14, ORIGINAL
+from flipped_eval.records import Prediction, UnitEnd, checked
+from flipped_eval.run_files import FORMAT, KEPT, NAMES, PLAN, RUN, in_order
+from mixtures.suites import ORIGINAL
 
-if TYPE_CHECKING:
-    from flipped_eval.planning import Plan
-
-FORMAT = 2
-CHOSEN = "chosen"  # the suite of the datasets that are named one by one
-RUN, PLAN, RESULTS = "run.json", "plan.json", "results.json"
-PREDICTIONS, EXAMPLES = "predictions.jsonl", "examples.json"
-NAMES = ("suite", "task", "template", "label_set", "dataset", "split")
+READABLE = (2, 3)  # the formats of results.json that are read
+RESULTS, PREDICTIONS, EXAMPLES = "results.json", "predictions.jsonl", "examples.json"
 CLASSES_SHOWN = 10  # a confusion matrix of more is left out
 WORST_SHOWN = 3
 
 
-def check_run(output_dir: pathlib.Path, request: Json, models: Sequence[Json]) -> list[Json]:
-    """The models that `output_dir` is known to hold; nothing is written.
-
-    Args:
-      request: what all models have in common.
-      models: `planning.Model.describe` of each.
-
-    Raises:
-      UserError: the folder holds results of another request, or of another model with the same label; names
-        the first field that differs.
-    """
-    path = output_dir / RUN
-    if not path.exists():
-        return []
-    found = read_json(path)
-    _refuse_other(output_dir, found.get("request", {}), request, "")
-    known = {model["label"]: model for model in found.get("models", [])}
-    for model in models:
-        if model["label"] in known:
-            _refuse_other(output_dir, known[model["label"]], model, f" of {model['label']!r}")
-    return list(known.values())
-
-
-def open_run(
-    output_dir: pathlib.Path,
-    request: Json,
-    models: Sequence[Json],
-    checkpoints: Mapping[str, str],
-) -> None:
-    """Takes `output_dir` for a request, or goes on with it; models that it does not know are added to it.
-
-    Args:
-      request, models: as for `check_run`.
-      checkpoints: label -> where the weights were read; the report looks there for the log of the training.
-
-    Raises:
-      UserError: as `check_run`.
-    """
-    known = check_run(output_dir, request, models)
-    labels = {model["label"] for model in known}
-    new = [model for model in models if model["label"] not in labels]
-    if new:
-        before = read_json(output_dir / RUN)["checkpoints"] if known else {}
-        run = {"request": request, "models": known + new, "checkpoints": {**before, **checkpoints}}
-        write_atomically(output_dir / RUN, to_json(run))
-
-
-def _refuse_other(output_dir: pathlib.Path, found: Json, asked: Json, of: str) -> None:
-    for name in sorted(set(found) | set(asked)):
-        if found.get(name) != asked.get(name):
-            raise UserError(
-                f"output_dir {output_dir} holds results of another run: {name}{of} was "
-                f"{_short(found.get(name))}, now {_short(asked.get(name))}; name another output_dir or "
-                "remove that one"
-            )
-
-
-def write_plan(output_dir: pathlib.Path, plan: Plan) -> None:
-    """Writes which units there are; those of other models and suites, planned earlier, stay.
-
-    Raises:
-      UserError: those were planned with another version of a dataset.
-    """
-    broken = {tuple(one[name] for name in ("method", *NAMES)) for one in plan.failed}
-    units = [
-        {name: getattr(unit.task, name) for name in NAMES}
-        | {"method": unit.model.label, "key": unit.key, "data": unit.data}
-        for unit in plan.units()
-        if (unit.model.label, *(getattr(unit.task, name) for name in NAMES)) not in broken
-    ]
-    now = {(one["method"], one["suite"]) for one in (*units, *plan.failed)}
-    path = output_dir / PLAN
-    before = read_json(path) if path.exists() else {"units": [], "failed": []}
-    kept = {
-        name: [one for one in before[name] if (one["method"], one["suite"]) not in now]
-        for name in ("units", "failed")
-    }
-    refuse_versions([*kept["units"], *units], f"output_dir {output_dir}")
-    found = {"units": kept["units"] + units, "failed": kept["failed"] + plan.failed}
-    write_atomically(path, to_json({name: _in_order(lines) for name, lines in found.items()}))
-
-
-def refuse_versions(lines: Iterable[Json], where: str) -> None:
-    """Refuses lines that were made with different rows of the same split: their numbers cannot be compared.
-
-    Args:
-      lines: with "dataset", "split", "data" and "method".
-      where: what the message begins with.
-    """
-    seen: dict[tuple[str, str], Json] = {}
-    for line in lines:
-        first = seen.setdefault((line["dataset"], line["split"]), line)
-        if first["data"] != line["data"]:
-            raise UserError(
-                f"{where}: {line['method']!r} was evaluated on another version of {line['dataset']}, split "
-                f"{line['split']!r}, than {first['method']!r} (hashes of the rows {line['data'][:8]} and "
-                f"{first['data'][:8]}); evaluate both on the same rows"
-            )
-
-
 def finish(output_dir: pathlib.Path, resamples: int) -> Json:
-    """Makes `results.json` and what belongs to it of all that was scored; returns `results.json`'s content."""
-    run, plan = (read_json(output_dir / name) for name in (RUN, PLAN))
-    scores = shards.read(output_dir)
-    lines, counts, shown, worst = [], [], [], []
+    """Makes `results.json` and what belongs to it of all that was scored; returns `results.json`'s content.
+
+    Raises:
+      UserError: a file is damaged, and scores that it holds (or held) are nowhere else; nothing is written then.
+    """
+    run, plan = run_files.read_run(output_dir), run_files.read_plan(output_dir)
+    if run is None:
+        raise UserError(f"output_dir {output_dir}: expected an evaluation's folder, got no {RUN}")
+    run_files.refuse_unlisted(output_dir, plan)
+    checked(run["models"], list[records.RunInfo], output_dir / RUN)
+    stored = shards.read(output_dir)
+    _refuse_loss(output_dir, plan, stored)
+    lines: list[Prediction] = []
+    counts, shown, worst = [], [], []
     not_run = [dict(one) for one in plan["failed"]]
     models = {model["label"]: model for model in run["models"]}
     for planned in plan["units"]:
-        unit = scores.get(planned["key"], shards.UnitScores())
+        unit = _scores(stored, planned)
         names = {name: planned[name] for name in ("method", *NAMES)}
-        if unit.end is None:
+        if unit.end is None or not unit.complete:
             not_run.append(names | {"why": "not finished"})
             continue
-        if not unit.logprobs:
+        if not unit.scores:
             not_run.append(names | {"why": _no_example(unit.end)})
-        normalize = models[planned["method"]]["length_normalize"]
-        line, ranked = _predicted(names | {"data": planned["data"]}, unit, normalize)
+        normalize = models[planned["method"]].get("length_normalize", False)
+        ranked = {example: one.ranked_by(normalize) for example, one in unit.scores.items()}
+        line = _predicted(names | {"data": planned["data"]}, unit, ranked)
         lines.append(line)
         counts.append(_counts(line, unit.end))
-        if unit.end["shown"] and planned["label_set"] == ORIGINAL:
-            shown.append(names | unit.end["shown"])
+        if unit.end.shown and planned["label_set"] == ORIGINAL:
+            shown.append(names | dataclasses.asdict(unit.end.shown))
         worst += _worst(names, unit, line, ranked)
+    text = "".join(to_json(line.to_json(), indent=None) for line in lines)
     summary = _summary(run, lines, counts, not_run, resamples)
-    text = "".join(to_json(line, indent=None) for line in lines)
-    examples = {"shown": _first(shown), "worst": _most(worst)}
+    summary["predictions_crc32"] = checksum(text.encode("utf-8"))
+    examples = {"format": FORMAT, "shown": _first(shown), "worst": _most(worst)}
     write_atomically(output_dir / PREDICTIONS, text)
-    write_atomically(output_dir / EXAMPLES, to_json(examples))
-    write_atomically(output_dir / RESULTS, to_json(summary))
-    return summary
+    write_sealed(output_dir / EXAMPLES, examples)
+    return write_sealed(output_dir / RESULTS, summary)
+
+
+def left_out(output_dir: pathlib.Path, stored: shards.Stored, *, unfinished: bool) -> list[str]:
+    """A line for each part of the shards that cannot be used, and one for results whose scores are not whole.
+
+    Args:
+      output_dir: of the job.
+      stored: what its shards hold.
+      unfinished: whether something is left to score; if not, what a kill once left at the end of a shard is no news.
+    """
+    lines = [
+        f"warning: {one}; left out"
+        for one in stored.damage
+        if unfinished or one.fault is not shards.Fault.TORN
+    ]
+    earlier = {_unit_name(count) for count in _earlier_counts(output_dir)}
+    units = [one for one in run_files.read_plan(output_dir)["units"] if _unit_name(one) in earlier]
+    if number := sum(not _scores(stored, one).complete for one in units):
+        lines.append(
+            f"warning: {output_dir / shards.FOLDER}: the scores of {number} units that {RESULTS} has numbers of are "
+            "not whole; what is missing is scored again"
+        )
+    return lines
+
+
+def _refuse_loss(output_dir: pathlib.Path, plan: Json, stored: shards.Stored) -> None:
+    """Refuses to make results without scores that were there once."""
+    earlier = _earlier_counts(output_dir)
+    planned = {(one["method"], one["suite"]) for one in (*plan["units"], *plan["failed"])}
+    for count in earlier:
+        if (count["method"], count["suite"]) not in planned:
+            raise UserError(
+                f"{output_dir / PLAN}: it lacks the units of {count['method']!r} on {count['suite']!r}, which "
+                f"{RESULTS} has numbers of; run that evaluation again ({KEPT}), or remove {RESULTS}"
+            )
+    names, lost = {_unit_name(count) for count in earlier}, stored.lost()
+    for one in plan["units"]:
+        unit = _scores(stored, one)
+        if not unit.complete and (unit.end or lost or _unit_name(one) in names):
+            where = lost or next(iter(stored.damage), output_dir / shards.FOLDER)
+            raise UserError(
+                f"{where}; scores of {one['method']!r} on {one['suite']} {one['task']}, template {one['template']!r}, "
+                f"are missing: run that evaluation again ({KEPT}), or name another output_dir"
+            )
+
+
+def _earlier_counts(output_dir: pathlib.Path) -> list[Json]:
+    """The counts of an earlier `results.json`; none where there is none, or a damaged one, which is made anew."""
+    path = output_dir / RESULTS
+    try:
+        return results_of(path)["counts"] if path.is_file() else []
+    except UserError:
+        return []
+
+
+def _scores(stored: shards.Stored, planned: Json) -> shards.UnitScores:
+    """What is stored of a planned unit."""
+    return stored.units.get(planned["key"], shards.UnitScores())
+
+
+def _unit_name(one: Json) -> tuple[str, ...]:
+    return tuple(one[name] for name in ("method", *NAMES, "data"))
 
 
 def _summary(
-    run: Json, lines: Sequence[Json], counts: list[Json], not_run: list[Json], resamples: int
+    run: Json, lines: Sequence[Prediction], counts: list[Json], not_run: list[Json], resamples: int
 ) -> Json:
     seed = run["request"]["seed"]
     scored: Counter[tuple[str, str, str, str]] = Counter()
     for line in lines:
-        scored[_task(line)] += len(line["examples"])
+        scored[line.method, line.suite, line.task, line.label_set] += len(line.examples)
     for one in not_run:
-        one["whole_task"] = not scored[_task(one)]
+        task = one["method"], one["suite"], one["task"], one["label_set"]
+        one["whole_task"] = not scored[task]
     by_model: dict[str, list[metrics.Unit]] = {model["label"]: [] for model in run["models"]}
     for line in lines:
-        if line["examples"]:
-            by_model[line["method"]].append(to_unit(line))
+        if line.examples:
+            by_model[line.method].append(line.to_unit())
     rows: list[Json] = []
     for model in run["models"]:
         label = model["label"]
@@ -208,12 +178,8 @@ def _summary(
     }
 
 
-def _task(line: Json) -> tuple[str, str, str, str]:
-    return line["method"], line["suite"], line["task"], line["label_set"]
-
-
-def _no_example(end: Json) -> str:
-    listed = ", ".join(f"{number} {reason}" for reason, number in end["dropped"].items())
+def _no_example(end: UnitEnd) -> str:
+    listed = ", ".join(f"{number} {reason}" for reason, number in end.dropped.items())
     return f"no example can be used ({listed})" if listed else "the split has no rows"
 
 
@@ -249,72 +215,54 @@ def missing_tasks(summary: Json) -> list[str]:
 
 
 def _predicted(
-    names: Json, unit: shards.UnitScores, normalize: bool
-) -> tuple[Json, dict[str, list[float]]]:
-    """A line of `predictions.jsonl`, and by example what its choices were ranked by."""
-    examples = sorted(unit.logprobs, key=lambda name: (len(name), name))
-    ranked = dict(unit.logprobs)
-    if normalize:
-        for example in examples:
-            pairs = zip(unit.logprobs[example], unit.tokens[example], strict=True)
-            ranked[example] = [score / max(1, tokens) for score, tokens in pairs]
+    names: Json, unit: shards.UnitScores, ranked: Mapping[str, Sequence[float]]
+) -> Prediction:
+    """What was predicted in a unit whose choices are ranked by `ranked`, example by example."""
+    examples = sorted(unit.scores, key=lambda name: (len(name), name))
     predicted = [metrics.predict(ranked[example]) for example in examples]
     assert unit.end is not None
-    line = names | {
-        "words": unit.end["words"],
-        "examples": examples,
-        "predicted": [best for best, _ in predicted],
-        "ties": sum(tie for _, tie in predicted),
-        "choices": [len(ranked[example]) for example in examples],
-        "right": [[c for c, is_right in enumerate(unit.right[e]) if is_right] for e in examples],
-    }
-    return line, ranked
-
-
-def to_unit(line: Json) -> metrics.Unit:
-    """The arrays of one line of `predictions.jsonl`."""
-    right = np.zeros((len(line["examples"]), max(line["choices"])), bool)
-    for place, choices in enumerate(line["right"]):
-        right[place, choices] = True
-    return metrics.Unit(
-        **{name: line[name] for name in NAMES},
-        examples=tuple(line["examples"]),
-        right=right,
-        predicted=np.array(line["predicted"], np.int64),
-        choices=np.array(line["choices"], np.int64),
-        words=tuple(line["words"]) if line["words"] is not None else None,
-        ties=line["ties"],
+    return Prediction(
+        **names,
+        words=unit.end.words,
+        examples=tuple(examples),
+        predicted=tuple(best for best, _ in predicted),
+        ties=sum(tie for _, tie in predicted),
+        choices=tuple(len(ranked[example]) for example in examples),
+        right=tuple(
+            tuple(c for c, is_right in enumerate(unit.scores[e].right) if is_right)
+            for e in examples
+        ),
     )
 
 
-def _counts(line: Json, end: Json) -> Json:
+def _counts(line: Prediction, end: UnitEnd) -> Json:
     """What became of the rows of a unit, and which choice was taken for which."""
     names = (
         "rows", "dropped", "inputs_cut", "targets_cut", "several_correct", "duplicate_choices", "same_ids",
     )  # fmt: skip
-    counts = {name: line[name] for name in ("method", *NAMES, "data", "ties")}
-    counts |= {name: end[name] for name in names} | {"scored": len(line["examples"])}
-    classes = max(line["choices"], default=0)
+    counts: Json = {name: getattr(line, name) for name in ("method", *NAMES, "data", "ties")}
+    counts |= {name: getattr(end, name) for name in names} | {"scored": len(line.examples)}
+    classes = max(line.choices, default=0)
     if 2 <= classes <= CLASSES_SHOWN:
-        unit = to_unit(line)
+        unit = line.to_unit()
         matrix = np.zeros((classes, classes), int)
         np.add.at(matrix, (unit.correct, unit.predicted), 1)
-        counts["confusion"] = {"words": line["words"], "matrix": matrix.tolist()}
+        words = None if line.words is None else list(line.words)
+        counts["confusion"] = {"words": words, "matrix": matrix.tolist()}
     return counts
 
 
 def _worst(
-    names: Json, unit: shards.UnitScores, line: Json, ranked: Mapping[str, Sequence[float]]
+    names: Json, unit: shards.UnitScores, line: Prediction, ranked: Mapping[str, Sequence[float]]
 ) -> list[Json]:
     """The examples of a unit that are there as text and were predicted wrong, with their scores."""
     found = []
-    for place, example in enumerate(line["examples"]):
-        predicted, right = line["predicted"][place], line["right"][place]
+    for example, predicted, right in zip(line.examples, line.predicted, line.right, strict=True):
         if example in unit.shown and predicted not in right:
             lead = ranked[example][predicted] - max(ranked[example][choice] for choice in right)
             found.append(
                 names
-                | unit.shown[example]
+                | dataclasses.asdict(unit.shown[example])
                 | {
                     "example": example,
                     "scores": [round(score, 3) for score in ranked[example]],
@@ -335,7 +283,7 @@ def _most(worst: Iterable[Json]) -> list[Json]:
                 one["example"] != other["example"] for other in here
             ):
                 here.append(one)
-    return _in_order([one for here in by_task.values() for one in here])
+    return in_order([one for here in by_task.values() for one in here])
 
 
 def _first(shown: Iterable[Json]) -> list[Json]:
@@ -346,39 +294,21 @@ def _first(shown: Iterable[Json]) -> list[Json]:
     return list(first.values())
 
 
-def _in_order(lines: Iterable[Json]) -> list[Json]:
-    """Suites by name, tasks as the recipe lists them, then by names; of each, the methods as they came."""
-    places = {task: place for place, task in enumerate((*NLP14, *BIGBENCH, *TRAINING))}
-
-    def order(line: Json) -> tuple[Any, ...]:
-        task = line["task"]
-        label_set = line["label_set"]
-        return (
-            line["suite"], places.get(task, len(places)), task, line["template"], label_set != ORIGINAL, label_set,
-        )  # fmt: skip
-
-    return sorted(lines, key=order)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True)
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
 def results_of(source: str | os.PathLike[str] | Mapping[str, Any]) -> Json:
     """`results.json` of a folder, or the object itself.
 
     Raises:
-      UserError: the folder has none, or it is of another format.
+      UserError: the folder has none, it is damaged, or it is of another format.
     """
     if isinstance(source, Mapping):
         found, name = dict(source), "the results"
     else:
         path = pathlib.Path(source)
         path = path / RESULTS if path.is_dir() or not path.suffix else path
-        found, name = read_json(path), str(path)
-    if found.get("format") != FORMAT:
+        found, name = read_sealed(path, FORMAT, records.Results.__annotations__), str(path)
+    if found.get("format") not in READABLE:
         raise UserError(f"{name}: expected results of format {FORMAT}, got {found.get('format')!r}")
+    records.check_results(checked(found, records.Results, name), name)  # type: ignore[arg-type]
     return found
 
 
@@ -402,12 +332,49 @@ def of_weights(found: Json, weights: str) -> Json | None:
     return {"run": found["request"] | model} | parts
 
 
-def predictions_of(folder: pathlib.Path) -> list[Json]:
-    """The lines of `predictions.jsonl`; none where the folder has no such file."""
-    path = folder / PREDICTIONS
-    if not path.is_file():
+def predictions_of(output_dir: pathlib.Path) -> list[Prediction]:
+    """The lines of `predictions.jsonl`; none where there is no file and the results are older than checksums.
+
+    Raises:
+      UserError: it is missing or damaged, or belongs to other results than `results.json`.
+    """
+    path = output_dir / PREDICTIONS
+    expected = results_of(output_dir).get("predictions_crc32")
+    if expected is None and not path.is_file():
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if expected not in (None, checksum(data)):
+        raise UserError(
+            f"{path}: {DAMAGED}, or it does not belong to {RESULTS}: run the evaluation again ({KEPT})"
+        )
+    found = []
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if line:
+            try:
+                found.append(records.prediction(line))
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: {DAMAGED}: {error}") from error
+    return found
+
+
+def examples_of(output_dir: pathlib.Path, labels: Sequence[str]) -> Json:
+    """`examples.json`: "shown" and "worst"; none where the folder has no such file.
+
+    Args:
+      output_dir: of the results.
+      labels: of the runs in them.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    path = output_dir / EXAMPLES
+    if not path.is_file():
+        return {"shown": [], "worst": []}
+    found = checked(
+        read_sealed(path, FORMAT, records.Examples.__annotations__), records.Examples, path
+    )  # type: ignore[arg-type]
+    records.check_examples(found, labels, str(path))
+    return cast(Json, found)

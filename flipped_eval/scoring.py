@@ -23,6 +23,7 @@ from flipped_core.files import Json
 from flipped_eval import shards
 from flipped_eval.examples import Case, Pair, Row, TaskCases
 from flipped_eval.planning import Group, Model, Plan, Unit, failure
+from flipped_eval.records import UnitEnd
 from mixtures.suites import ORIGINAL
 from t5_engine import processes
 
@@ -49,6 +50,7 @@ class Building:
     unit: Unit
     counts: TaskCases = field(default_factory=TaskCases)
     examples: int = 0
+    choices: int = 0
     words: tuple[str, ...] | None = None
     failed: str | None = None
 
@@ -66,21 +68,25 @@ class Building:
                 same = self.examples == 0 or self.words == case.choices
                 self.words = case.choices if same else None
                 self.examples += 1
+                self.choices += len(case.choices)
                 yield self.unit, row, case
 
-    def end(self) -> Json:
-        """The unit's last line."""
+    def end(self) -> UnitEnd:
+        """The unit's last record."""
         counts = self.counts
-        numbers = (
-            "rows", "inputs_cut", "targets_cut", "several_correct", "duplicate_choices", "same_ids",
-        )  # fmt: skip
-        return {
-            **{name: getattr(counts, name) for name in numbers},
-            "dropped": dict(sorted(counts.dropped.items())),
-            "examples": self.examples,
-            "words": list(self.words) if self.words else None,
-            "shown": asdict(counts.shown) if counts.shown else None,
-        }
+        return UnitEnd(
+            rows=counts.rows,
+            inputs_cut=counts.inputs_cut,
+            targets_cut=counts.targets_cut,
+            several_correct=counts.several_correct,
+            duplicate_choices=counts.duplicate_choices,
+            same_ids=counts.same_ids,
+            dropped=dict(sorted(counts.dropped.items())),
+            examples=self.examples,
+            choices=self.choices,
+            words=self.words,
+            shown=counts.shown,
+        )
 
 
 @dataclass
@@ -199,7 +205,7 @@ class Job:
 
     Attributes:
       plan: what is to be done.
-      stored: what the shards held when the job began.
+      stored: what the shards hold: at first what an earlier job left, then also what this one has written.
       writer: gets the new chunks; None in all processes but the first.
       progress: the bar.
       pairs_together: the size of a chunk.
@@ -254,6 +260,9 @@ class Job:
         lines = list(_lines(chunk, scores))
         if self.writer is not None:
             self.writer.append(lines, about)
+        for unit, _, case in chunk.cases:  # another run may ask the same model the same
+            self.stored.add(unit.key, case.example)
+        self.stored.ended.update(one.unit.key for one in chunk.ended if one.failed is None)
         self.progress.move(begun + len(pairs))
 
     def _tell(self, ended: Sequence[Building]) -> None:
@@ -317,7 +326,7 @@ def _lines(chunk: Chunk, scores: np.ndarray) -> Iterator[Json]:
             yield {"unit": unit.key, "example": case.example, "shown": shown}
     for one in chunk.ended:
         if one.failed is None:
-            yield {"unit": one.unit.key, "end": one.end()}
+            yield {"unit": one.unit.key, "end": asdict(one.end())}
 
 
 def _drops(units: Sequence[Building]) -> str:

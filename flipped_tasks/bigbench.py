@@ -9,22 +9,24 @@ al. 2022, arXiv 2206.04615, and its `task.json` format.
 from __future__ import annotations
 
 import dataclasses
-import gzip
+import math
 import pathlib
 import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import orjson
-
+from flipped_core import bounded
 from flipped_core.errors import UserError, unknown
+from flipped_tasks import sandbox
 from flipped_tasks.datasets import DatasetSpec, register_dataset
 from flipped_tasks.promptsource import TemplateSpec, register_templates
 from flipped_tasks.rendering import Dropped, Rendered
+from flipped_tasks.row_values import clean_row, fit_columns
 from flipped_tasks.spans import Kind, merge
 
 PREFIX = "bigbench/"
 SPLIT = "default"
+MAX_FILE_BYTES = 512 << 20  # of a task.json; the largest of the suite has 25 MB
 TEMPLATE = "json_task"
 FILES = ("task.json", "task.json.gz")
 # Defaults of BIG-bench's own reader.
@@ -91,9 +93,11 @@ def register_task_dataset(task: str, examples: int) -> DatasetSpec:
 def find_file(dataset: str, root: pathlib.Path) -> pathlib.Path:
     """The `task.json[.gz]` of a task below the folder of all tasks. Raises `UserError` where it is not there."""
     task = dataset.removeprefix(PREFIX)
-    for name in FILES:
-        if (path := root / task / name).is_file():
-            return path
+    there = [path for name in FILES if (path := root / task / name).is_file()]
+    if len(there) > 1:
+        raise UserError(f"{root / task}: expected one of {' and '.join(FILES)}, got both")
+    if there:
+        return there[0]
     known = [
         path.parent.relative_to(root).as_posix() for name in FILES for path in root.rglob(name)
     ]
@@ -104,13 +108,11 @@ def read_rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:
     """The rows of a `task.json[.gz]`, with the columns of `COLUMNS`.
 
     Raises:
-      UserError: the file cannot be read, or an example has no choices with scores; names file and example.
+      UserError: the file cannot be read, or an example has no choices with scores, or holds what no row may (see
+        `row_values.clean_row`); names file and example.
     """
-    try:
-        data = path.read_bytes()
-        document = orjson.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
-    except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    read = bounded.gunzip if path.suffix == ".gz" else bounded.read_bytes
+    document = bounded.parse_json(read(path, MAX_FILE_BYTES), f"cannot read {path}")
     examples = document.get("examples") if isinstance(document, dict) else None
     if not isinstance(examples, list) or not examples:
         raise UserError(f"{path}: expected a list of 'examples'; is it a folder of sub-tasks?")
@@ -118,23 +120,43 @@ def read_rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:
     # One task says "false" in quotes; its author meant the same.
     appended = str(document.get("append_choices_to_input", True)).lower() != "false"
     for number, example in enumerate(examples, start=1):
+        where = f"{path}, example {number}"
         scores = example.get("target_scores") if isinstance(example, dict) else None
         if not isinstance(scores, dict) or not scores or not isinstance(example.get("input"), str):
-            raise UserError(
-                f"{path}, example {number}: expected 'input' and 'target_scores' with choices"
-            )
-        yield {
-            "input": example["input"],
-            "choices": list(scores),
-            "scores": [repr(float(score)) for score in scores.values()],
-            **shared,
-            "append_choices": int(appended),
-        }
+            raise UserError(f"{where}: expected 'input' and 'target_scores' with choices")
+        for choice, score in scores.items():
+            if not isinstance(score, int | float) or not math.isfinite(score):
+                raise UserError(
+                    f"{where}: target_scores: expected a number for {choice!r}, got {score!r}"
+                )
+        row = clean_row(
+            {
+                "input": example["input"],
+                "choices": list(scores),
+                "scores": [repr(float(score)) for score in scores.values()],
+                **shared,
+                "append_choices": int(appended),
+            },
+            where,
+        )
+        fit_columns(row, COLUMNS, where)
+        yield row
 
 
 def best(row: Mapping[str, Any]) -> tuple[int, ...]:
-    """The places of the choices with the highest score: usually one."""
-    scores = [float(score) for score in row["scores"]]
+    """The places of the choices with the highest score: usually one. Raises `UserError` where one is no number."""
+    try:
+        scores = [float(score) for score in row["scores"]]
+    except (TypeError, ValueError):
+        scores = []
+    if (
+        not scores
+        or len(scores) != len(row["choices"] or ())
+        or not all(map(math.isfinite, scores))
+    ):
+        raise UserError(
+            f"column 'scores': expected a number for each choice, got {ascii(row['scores'])[:80]}"
+        )
     return tuple(place for place, score in enumerate(scores) if score == max(scores))
 
 
@@ -157,21 +179,29 @@ class BigBenchTemplate:
                 raise UserError(
                     f"template {self.spec.name!r} of {self.spec.dataset}: missing column {column!r}"
                 )
+        correct = best(row)
+        if any(value is None for value in (row["input"], *row["choices"])):
+            return Dropped("render_error")
+        prefixes = {name: row[name] or "" for name in DEFAULTS}
+        size = len(row["choices"]) * len(prefixes["choice_prefix"])
+        if size > sandbox.MAX_OUTPUT or len(row["choices"]) > sandbox.MAX_CHOICES:
+            raise UserError(
+                f"{self.spec.dataset}: expected a prompt of at most {sandbox.MAX_OUTPUT:,} characters"
+            )
         pieces: list[tuple[str, Kind]] = [
-            (row["task_prefix"], "instruction"),
-            (row["example_input_prefix"], "instruction"),
+            (prefixes["task_prefix"], "instruction"),
+            (prefixes["example_input_prefix"], "instruction"),
             (row["input"], "instance"),
         ]
         if row["append_choices"]:
             for choice in row["choices"]:
-                pieces += [(row["choice_prefix"], "instruction"), (choice, "instance")]
-        pieces.append((row["example_output_prefix"], "instruction"))
+                pieces += [(prefixes["choice_prefix"], "instruction"), (choice, "instance")]
+        pieces.append((prefixes["example_output_prefix"], "instruction"))
         segments = merge(piece for piece in pieces if piece[0])
         prompt = "".join(segment.text for segment in segments)
         if not prompt.strip():
             return Dropped("empty_prompt")
         choices = tuple(choice.strip() for choice in row["choices"])
-        correct = best(row)
         if len(correct) == len(choices) > 1:
             return Dropped("all_choices_best")
         target = choices[correct[0]]

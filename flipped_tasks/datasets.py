@@ -11,12 +11,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from flipped_core.errors import UserError, unknown
+from flipped_core.errors import UserError, shown, unknown
 from flipped_tasks import promptsource
 from flipped_tasks.methods import METHODS
 from flipped_tasks.rendering import Dropped
 
 UNLABELLED = Dropped("unlabelled")
+_MOST_SHOWN = 20  # labels in an error
 
 
 class Rows(Protocol):
@@ -45,7 +46,8 @@ class DatasetSpec:
       label_values: the values it may take; None where they are free text.
       label_in: the column, dotted where nested, whose items hold the allowed values of this row.
       label_names: what integer labels 0, 1, … mean, in their order; None where that is not known.
-      unlabelled: values of the label column that mean that the row has no label; None always does.
+      unlabelled: values of the label column that mean that the row has no label; null always does, and so do a
+        whole number below 0 and an empty text where the allowed values are not known.
       splits: split → published number of examples.
       unusable: templates whose target is not always one of their choices → why.
       excluded_templates: usable templates that no method uses → why.
@@ -87,23 +89,39 @@ class DatasetSpec:
         label = _plain(row[self.label_column])
         if label is None or label in self.unlabelled:
             return UNLABELLED
-        allowed = self._allowed_labels(row)
-        if allowed is not None and label not in allowed:
-            shown = ", ".join(repr(value) for value in allowed)
+        if isinstance(label, list | tuple | Mapping):
             raise UserError(
-                f"{self._where(number)}: column {self.label_column!r}: expected one of {shown}, "
-                f"got {row[self.label_column]!r}"
+                f"{self._where(number)}: column {self.label_column!r}: expected a text or a number, "
+                f"got {type(label).__name__}"
+            )
+        allowed = self.allowed_labels(row, number)
+        if allowed is None and _means_none(label):
+            return UNLABELLED
+        if allowed is not None and label not in allowed:
+            known = ", ".join(shown(value) for value in allowed[:_MOST_SHOWN])
+            more = f", … ({len(allowed)} in all)" if len(allowed) > _MOST_SHOWN else ""
+            raise UserError(
+                f"{self._where(number)}: column {self.label_column!r}: expected one of {known}{more}, "
+                f"got {shown(row[self.label_column])}"
             )
         return None
 
-    def _allowed_labels(self, row: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    def allowed_labels(
+        self, row: Mapping[str, Any], number: int | None = None
+    ) -> tuple[Any, ...] | None:
+        """The labels that a row may have; None where that is not known. Raises `UserError` as `check_row`."""
         if self.label_in is None:
             return self.label_values
         value: Any = row
         for part in self.label_in.split("."):
-            value = value[part]
+            value = value.get(part, _ABSENT) if isinstance(value, Mapping) else _ABSENT
             if value is None:
                 return None
+        if not isinstance(value, list | tuple):
+            raise UserError(
+                f"{self._where(number)}: column {self.label_in!r}: expected the list of the row's labels, got "
+                + ("no such column" if value is _ABSENT else f"{type(value).__name__}")
+            )
         return tuple(_plain(item) for item in value)
 
     def _check_columns(
@@ -130,9 +148,17 @@ class DatasetSpec:
 
 def _plain(value: Any) -> Any:
     """A label as it is compared: strings without the white space around them ('1\\n' is '1')."""
+    if isinstance(value, float) and value != value:  # NaN, as pandas writes what is missing
+        return None
     return value.strip() if isinstance(value, str) else value
 
 
+def _means_none(label: Any) -> bool:
+    """The usual signs that a row has no label: the hub's −1 (any number below 0), an empty text."""
+    return label == "" or (isinstance(label, int | float) and label < 0)
+
+
+_ABSENT = object()
 _DATASETS: dict[str, DatasetSpec] = {}
 
 

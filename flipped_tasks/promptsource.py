@@ -1,8 +1,8 @@
 """The templates of promptsource 0.2.3, read as data from the installed package's YAML files.
 
 promptsource itself is never imported: importing it needs packages that it pins far in the past, and
-its own loader would run whatever a YAML tag asks for. A safe loader that knows promptsource's two
-tags is enough. Source of the format: Bach et al. 2022, arXiv 2202.01279.
+its own loader would run whatever a YAML tag asks for. A safe loader (`safe_yaml`) that knows
+promptsource's two tags is enough. Source of the format: Bach et al. 2022, arXiv 2202.01279.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from flipped_core.errors import UserError, unknown
+from flipped_core import bounded
+from flipped_core.errors import UserError, shown, unknown
+from flipped_tasks import safe_yaml
 
 _INSTALL = "pip install --no-deps --ignore-requires-python promptsource==0.2.3"
 _FILE_NAME = "templates.yaml"
@@ -48,11 +48,11 @@ class TemplateSpec:
     reference: str
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+class _Loader(safe_yaml.Loader):
     """YAML's safe loader, plus promptsource's two tags as plain mappings."""
 
 
-def _mapping(loader: Any, node: yaml.MappingNode) -> dict[str, Any]:
+def _mapping(loader: Any, node: Any) -> dict[Any, Any]:
     return loader.construct_mapping(node, deep=True)
 
 
@@ -80,37 +80,76 @@ def parse_templates(text: str, dataset: str) -> dict[str, TemplateSpec]:
     """The templates in one YAML document, by name, sorted by name.
 
     Raises:
-      UserError: the text is not YAML, asks for another tag than promptsource's two (such as
-        `!!python/object`), or lacks a field.
+      UserError: the text is not safe YAML (see `safe_yaml.load`), two templates have one name, or a field is missing
+        or of another type; names template and field.
     """
+    where = f"templates of {dataset!r}"
     try:
-        document = yaml.load(text, Loader=_Loader)
-        entries = document["templates"].values()
-        specs = [_spec(dataset, entry) for entry in entries]
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
+        document = safe_yaml.load(text.encode("utf-8", "surrogatepass"), _Loader)
+    except ValueError as error:
+        raise UserError(f"{where}: not safe YAML: {str(error)[:300]}") from error
+    entries = document.get("templates") if isinstance(document, dict) else None
+    if not isinstance(entries, dict):
         raise UserError(
-            f"templates of {dataset!r} cannot be read as safe YAML: {reason}"
-        ) from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"templates of {dataset!r}: expected promptsource's fields, got {error!r}"
-        ) from error
-    return {spec.name: spec for spec in sorted(specs, key=lambda spec: spec.name)}
+            f"{where}: expected promptsource's fields: 'templates', which holds name, jinja, … by id"
+        )
+    found: dict[str, TemplateSpec] = {}
+    for key, entry in entries.items():
+        spec = _spec(dataset, entry, key)
+        if spec.name in found:
+            raise UserError(
+                f"template {shown(spec.name)} of {dataset}: expected each name once, got it twice"
+            )
+        found[spec.name] = spec
+    return dict(sorted(found.items()))
 
 
-def _spec(dataset: str, entry: dict[str, Any]) -> TemplateSpec:
-    metadata = entry.get("metadata") or {}
+def _spec(dataset: str, entry: Any, key: Any) -> TemplateSpec:
+    where = f"template {shown(key)} of {dataset}"
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: expected promptsource's fields, got {shown(entry)}")
+    name = _text(entry, "name", where)
+    where = f"template {shown(name)} of {dataset}"
+    metadata = entry.get("metadata")
+    if not isinstance(metadata, dict | None):
+        raise UserError(f"{where}: metadata: expected a mapping, got {shown(metadata)}")
+    metadata = metadata or {}
+    metrics = metadata.get("metrics")
+    if metrics is None:
+        metrics = []
+    if not isinstance(metrics, list) or not all(isinstance(one, str) for one in metrics):
+        raise UserError(f"{where}: metrics: expected a list of texts, got {shown(metrics)}")
     return TemplateSpec(
         dataset=dataset,
-        name=entry["name"],
-        jinja=entry["jinja"],
-        answer_choices=entry.get("answer_choices"),
-        original_task=bool(metadata.get("original_task")),
-        choices_in_prompt=metadata.get("choices_in_prompt"),
-        metrics=tuple(metadata.get("metrics") or ()),
-        reference=entry.get("reference") or "",
+        name=name,
+        jinja=_text(entry, "jinja", where),
+        answer_choices=None
+        if entry.get("answer_choices") is None
+        else _text(entry, "answer_choices", where),
+        original_task=bool(_flag(metadata, "original_task", where)),
+        choices_in_prompt=_flag(metadata, "choices_in_prompt", where),
+        metrics=tuple(metrics),
+        reference="" if entry.get("reference") is None else _text(entry, "reference", where),
     )
+
+
+def _text(entry: dict[str, Any], field: str, where: str) -> str:
+    value = entry.get(field)
+    if not isinstance(value, str):
+        like = " such as 'no ||| yes'" if field == "answer_choices" else ""
+        if field not in entry:
+            raise UserError(
+                f"{where}: expected promptsource's fields, {field!r} among them; it is missing"
+            )
+        raise UserError(f"{where}: {field}: expected a text{like}, got {shown(value)}")
+    return value
+
+
+def _flag(metadata: dict[str, Any], field: str, where: str) -> bool | None:
+    value = metadata.get(field)
+    if not isinstance(value, bool | None):
+        raise UserError(f"{where}: {field}: expected true or false, got {shown(value)}")
+    return value
 
 
 @functools.cache
@@ -118,7 +157,7 @@ def _load(dataset: str) -> dict[str, TemplateSpec]:
     if dataset not in template_datasets():
         raise unknown("dataset", dataset, template_datasets())
     file = templates_dir() / dataset / _FILE_NAME
-    return parse_templates(file.read_text(encoding="utf-8"), dataset)
+    return parse_templates(bounded.read_text(file), dataset)
 
 
 _OWN: dict[str, dict[str, TemplateSpec]] = {}

@@ -2,25 +2,28 @@
 
 promptsource's own steps are kept to the letter (truncation to 2,048 characters, pipe escape, split,
 strip), so prompt and target equal `promptsource.templates.Template.apply`. What differs: templates
-are compiled once, in Jinja's immutable sandbox, and random draws come from the caller's generator.
+are compiled once, in Jinja's immutable sandbox with limits (`flipped_tasks.sandbox`), random draws come from
+the caller's generator, `|||` is protected inside lists and choices too, and a computed index below 0 is outside.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes, pass_context
+from jinja2 import Template, TemplateSyntaxError, nodes, pass_context
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import SecurityError
 
-from flipped_core.errors import UserError, nearest
+from flipped_core.errors import UserError, nearest, shown
+from flipped_tasks import sandbox
 from flipped_tasks.promptsource import TemplateSpec
 from flipped_tasks.spans import MARK_FILTER, Instance, Kind, Segment, TaintAnalysis, merge, runs
 
@@ -28,8 +31,9 @@ _SEPARATOR = "|||"
 _PIPE_PROTECTOR = "3ed2dface8203c4c9dfb1a5dc58e41e0"  # promptsource's; truncation can cut it
 _TRUNCATE = " | string | truncate(2048) }}"
 _RNG = "random generator"  # has a space: no template can name it
+_PIECES_AT_ONCE = 32  # between two looks at what a template has written
 _DRAWING_FILTERS = frozenset({"choice", "random"})
-_ROW_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+_COMPILE_ERRORS = (RecursionError, MemoryError, SyntaxError, ValueError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,8 @@ def _most_frequent(items: Sequence[Any]) -> list[Any] | None:
     return [item for item, count in counts.items() if count == most] if counts else None
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment()
-    environment.globals["zip"] = zip
+def _environment() -> sandbox.BoundedEnvironment:
+    environment = sandbox.BoundedEnvironment()
     del environment.globals["lipsum"]  # draws from a generator that no seed reaches
     environment.filters.update(
         choice=_choice, random=_random, highlight=_highlight, most_frequent=_most_frequent
@@ -127,12 +130,26 @@ class CompiledTemplate:
       draws: whether the prompt or the target draws at random.
 
     Raises:
-      UserError: the template is not valid Jinja, or uses a statement that has no span rule.
+      UserError: the template is not valid Jinja, uses a statement that has no span rule, or is too large.
     """
 
     def __init__(self, spec: TemplateSpec) -> None:
         self.spec = spec
-        self._where = f"template {spec.name!r} of {spec.dataset}"
+        self._where = f"template {shown(spec.name)} of {spec.dataset}"
+        for text in (spec.jinja, spec.answer_choices or ""):
+            if len(text) > sandbox.MAX_SOURCE:
+                raise UserError(
+                    f"{self._where}: expected at most {sandbox.MAX_SOURCE:,} characters, got {len(text):,}"
+                )
+        try:
+            self._set_up(spec)
+        except UserError:
+            raise
+        except _COMPILE_ERRORS as error:  # such as brackets nested 200 deep
+            why = "nested too deep" if isinstance(error, RecursionError) else error
+            raise UserError(f"{self._where}: cannot be compiled: {why}") from error
+
+    def _set_up(self, spec: TemplateSpec) -> None:
         choices: TaintAnalysis | None = None
         self._choices: Template | None = None
         if spec.answer_choices is not None:
@@ -143,6 +160,7 @@ class CompiledTemplate:
         text = spec.jinja.replace("}}", _TRUNCATE)
         tree = self._parse(text)
         self.draws = _draws(tree)
+        self._loops = tree.find(nodes.For) is not None
         body = self._analyse(tree, choices is not None and not self.choices_fixed)
         self._body = self._compile(body.mark())
         analyses = [analysis for analysis in (body, choices) if analysis is not None]
@@ -151,7 +169,14 @@ class CompiledTemplate:
         self._optional = tuple(sorted(bound - set(self.columns)))  # perhaps set, perhaps a column
         self._constant_choices: tuple[str, ...] | None = None
         if self._choices is not None and self.choices_fixed and not _draws(choices_tree):
-            self._constant_choices = self._render_choices({})
+            try:
+                self._constant_choices = self._render_choices({sandbox.METER: sandbox.Meter()})
+            except SecurityError as error:
+                raise self._refused(error) from error
+            except Exception as error:
+                raise UserError(
+                    f"{self._where}: its choices cannot be rendered: {error}"
+                ) from error
 
     def _parse(self, source: str) -> nodes.Template:
         try:
@@ -164,7 +189,7 @@ class CompiledTemplate:
 
     def _compile(self, tree: nodes.Template) -> Template:
         try:
-            code = _ENVIRONMENT.compile(tree, name=None, filename=None)
+            code = _ENVIRONMENT.compile(sandbox.instrument(tree), name=None, filename=None)
         except TemplateSyntaxError as error:  # such as a filter that nobody registered
             raise UserError(f"{self._where}, line {error.lineno}: {error.message}") from error
         return _ENVIRONMENT.template_class.from_code(
@@ -176,12 +201,15 @@ class CompiledTemplate:
     ) -> tuple[list[str], tuple[str, ...] | None]:
         """What promptsource gives: the stripped parts between `|||`, however many, and the choices.
 
+        To the letter: unlike `render`, it cuts at a `|||` inside a list or a choice too, and gives a row of which
+        the template computes the index −1 its last choice.
+
         Raises:
           UserError: the row lacks a column, or the template does what the sandbox forbids.
           Exception: whatever promptsource would raise on a row that does not fit the template.
         """
-        pieces, choices = self._run(row, rng)
-        parts = "".join(pieces).split(_SEPARATOR)
+        pieces, choices = self._run(row, rng, to_the_letter=True)
+        parts = self._join(pieces).split(_SEPARATOR)
         return [_unescape(part).strip() for part in parts], choices
 
     def render(self, row: Mapping[str, Any], rng: random.Random) -> Rendered | Dropped:
@@ -205,9 +233,9 @@ class CompiledTemplate:
             pieces, choices = self._run(row, rng)
         except UserError:
             raise
-        except (TemplateError, *_ROW_ERRORS):
+        except Exception:  # whatever a filter of Jinja raises on such values, assertions included
             return Dropped("render_error")
-        parts = "".join(pieces).split(_SEPARATOR)
+        parts = self._join(pieces).split(_SEPARATOR)
         if len(parts) != 2:
             return Dropped("not_two_parts")
         segments = _prompt_segments(pieces, parts[0])
@@ -226,28 +254,51 @@ class CompiledTemplate:
         return Rendered(prompt, target, choices, choices.index(target), segments)
 
     def _run(
-        self, row: Mapping[str, Any], rng: random.Random
+        self, row: Mapping[str, Any], rng: random.Random, to_the_letter: bool = False
     ) -> tuple[list[str], tuple[str, ...] | None]:
-        values = self._values(row)
+        values = self._values(row, _escape_text if to_the_letter else _escape)
         values[_RNG] = rng
+        values[sandbox.METER] = meter = sandbox.Meter()
+        if to_the_letter:
+            meter.from_end = True
         try:
             choices = self._constant_choices or self._render_choices(values)
-            values["answer_choices"] = None if choices is None else list(choices)
-            return list(self._body.root_render_func(_context(self._body, values))), choices
+            shown = choices if to_the_letter else _escape_choices(choices)
+            values["answer_choices"] = None if shown is None else list(shown)
+            return _pieces(self._body, values, self._loops), choices
         except SecurityError as error:
-            raise UserError(f"{self._where}: refused by the sandbox: {error}") from error
+            raise self._refused(error) from error
+        except MemoryError as error:
+            raise UserError(f"{self._where}: there is no memory for what it makes") from error
 
-    def _values(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def _refused(self, error: SecurityError) -> UserError:
+        return UserError(f"{self._where}: refused by the sandbox: {error}")
+
+    def _join(self, pieces: Sequence[str]) -> str:
+        """The pieces as one text. Raises `UserError` where a template writes half a character, such as '\\ud800'."""
+        text = "".join(pieces)
+        if len(text) > sandbox.MAX_OUTPUT:
+            raise UserError(f"{self._where}: it writes more than {sandbox.MAX_OUTPUT:,} characters")
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"{self._where}: expected text that UTF-8 can hold, got {ascii(text[error.start])}"
+                ) from error
+        return text
+
+    def _values(self, row: Mapping[str, Any], escape: Callable[[Any], Any]) -> dict[str, Any]:
         if "answer_choices" in row:
             raise UserError(f"{self._where}: a row has the reserved column 'answer_choices'")
         values = {}
         for column in self.columns:
             if column not in row:
                 raise self._missing(column, row)
-            values[column] = _escape(row[column])
+            values[column] = escape(row[column])
         for name in self._optional:
             if name in row:
-                values[name] = _escape(row[name])
+                values[name] = escape(row[name])
         return values
 
     def _missing(self, column: str, row: Mapping[str, Any]) -> UserError:
@@ -260,8 +311,27 @@ class CompiledTemplate:
     def _render_choices(self, values: Mapping[str, Any]) -> tuple[str, ...] | None:
         if self._choices is None:
             return None
-        text = "".join(self._choices.root_render_func(_context(self._choices, values)))
-        return tuple(_unescape(option.strip()) for option in text.split(_SEPARATOR))
+        options = self._join(_pieces(self._choices, values, loops=True)).split(
+            _SEPARATOR, sandbox.MAX_CHOICES
+        )
+        if len(options) > sandbox.MAX_CHOICES:
+            raise sandbox.OverLimit(f"expected at most {sandbox.MAX_CHOICES:,} choices, got more")
+        return tuple(_unescape(option.strip()) for option in options)
+
+
+def _pieces(template: Template, values: Mapping[str, Any], loops: bool) -> list[str]:
+    """What a template writes, piece by piece; one without loops writes few, so that `_join` can look at their size."""
+    written = template.root_render_func(_context(template, values))
+    if not loops:
+        return list(written)
+    pieces: list[str] = []
+    size = 0
+    while part := list(itertools.islice(written, _PIECES_AT_ONCE)):
+        pieces += part
+        size += sum(map(len, part))
+        if size > sandbox.MAX_OUTPUT:
+            raise sandbox.OverLimit(f"it writes more than {sandbox.MAX_OUTPUT:,} characters")
+    return pieces
 
 
 def _context(template: Template, values: Mapping[str, Any]) -> Context:
@@ -283,8 +353,42 @@ def _leaves_out(
     return target not in shown and not shown.isdisjoint(choices)
 
 
-def _escape(value: Any) -> Any:
+def _escape_text(value: Any) -> Any:
+    """A column's value with `|||` protected as promptsource does it: not in lists."""
     return value.replace(_SEPARATOR, _PIPE_PROTECTOR) if isinstance(value, str) else value
+
+
+def _escape(value: Any) -> Any:
+    """A column's value with `|||` protected, in lists and dicts too; the same value where there is none."""
+    if isinstance(value, str):
+        return value.replace(_SEPARATOR, _PIPE_PROTECTOR)
+    if isinstance(value, list):
+        return [_escape(item) for item in value] if _has_separator(value) else value
+    if isinstance(value, Mapping):
+        if _has_separator(value):
+            return {_escape(key): _escape(item) for key, item in value.items()}
+    return value
+
+
+def _escape_choices(choices: tuple[str, ...] | None) -> Sequence[str] | None:
+    return (
+        [*map(_escape_text, choices)]
+        if choices is not None and _SEPARATOR in "".join(choices)
+        else choices
+    )
+
+
+def _has_separator(value: Any) -> bool:
+    if isinstance(value, str):
+        return _SEPARATOR in value
+    if isinstance(value, list):
+        try:
+            return _SEPARATOR in "\n".join(value)  # nearly all lists are of texts
+        except TypeError:
+            return any(map(_has_separator, value))
+    if isinstance(value, Mapping):
+        return any(map(_has_separator, value)) or any(map(_has_separator, value.values()))
+    return False
 
 
 def _unescape(text: str) -> str:

@@ -19,7 +19,7 @@ import orjson
 from flipped_core.errors import UserError, unknown
 from flipped_tasks.datasets import DatasetSpec, Rows, get_dataset
 from flipped_tasks.draws import generator
-from flipped_tasks.files import SUFFIXES, read_file
+from flipped_tasks.files import SUFFIXES, read_files, split_files
 from flipped_tasks.prepared import reading
 
 MAX_EXAMPLES = 500_000  # a larger training set is sampled down to this, once (model cards)
@@ -60,7 +60,7 @@ def find_prepared(dataset: str, data_dir: str | None) -> reading.Prepared | None
 
 
 def load_payloads(dataset: str, split: str, data_dir: str | None = None) -> list[bytes]:
-    """As `load_rows`, each row as its JSON bytes. A line that is not JSON is found by whoever parses it."""
+    """As `load_rows`, each row as its JSON bytes."""
     spec = get_dataset(dataset)
     if spec.rows is not None:
         return spec.rows.payloads(split)
@@ -74,7 +74,7 @@ def load_payloads(dataset: str, split: str, data_dir: str | None = None) -> list
         return [orjson.dumps(row) for row in embedded.generate(dataset, split)]
     if (stored := find_prepared(dataset, data_dir)) is not None:
         return list(stored.rows(split))
-    return list(read_file(_find_file(spec.name, split, data_dir), spec.columns))
+    return list(read_files(_find_files(spec.name, split, data_dir), spec.columns))
 
 
 def split_names(dataset: str, data_dir: str | None = None) -> tuple[str, ...]:
@@ -93,15 +93,9 @@ def split_names(dataset: str, data_dir: str | None = None) -> tuple[str, ...]:
     if (stored := find_prepared(dataset, data_dir)) is not None:
         return stored.splits()
     folder = _folder(spec.name, data_dir)
-    names = {
-        path.name.removesuffix(suffix)
-        for path in folder.iterdir()
-        for suffix in SUFFIXES
-        if path.name.endswith(suffix)
-    }
-    if not names:
+    if not (files := split_files(folder)):
         raise UserError(f"no {', '.join(SUFFIXES)} file in {folder}")
-    return tuple(sorted(names))
+    return tuple(sorted(files))
 
 
 def _folder(dataset: str, data_dir: str) -> pathlib.Path:
@@ -122,12 +116,14 @@ def _folder(dataset: str, data_dir: str) -> pathlib.Path:
     return folder
 
 
-def _find_file(dataset: str, split: str, data_dir: str) -> pathlib.Path:
+def _find_files(dataset: str, split: str, data_dir: str) -> list[pathlib.Path]:
     folder = _folder(dataset, data_dir)
-    for suffix in SUFFIXES:
-        if (path := folder / f"{split}{suffix}").is_file():
-            return path
-    raise unknown(f"split of {dataset!r} in {str(folder)!r}", split, split_names(dataset, data_dir))
+    files = split_files(folder)
+    if split not in files:
+        raise unknown(
+            f"split of {dataset!r} in {str(folder)!r}", split, split_names(dataset, data_dir)
+        )
+    return files[split]
 
 
 class Payloads:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import sentencepiece
 
+from flipped_core import hub
 from flipped_core.errors import UserError
 from flipped_tasks.methods import NUM_SENTINELS, Formatted, Piece, PieceKind, with_choice
 
@@ -48,12 +49,13 @@ class Vocabulary:
 
     @classmethod
     def from_file(cls, path: str | pathlib.Path) -> Vocabulary:
-        """Reads a SentencePiece `.model` file that holds no sentinels.
+        """Reads a SentencePiece `.model` file that holds no sentinels, of `hf://OWNER/NAME` the repository's.
 
         Raises:
           UserError: there is no such file, it is not a SentencePiece model, or its pad, eos and unk
             are not 0, 1 and 2.
         """
+        path = hub.vocabulary(str(path))
         if not pathlib.Path(path).is_file():
             raise UserError(f"vocabulary: expected a SentencePiece model file, got {str(path)!r}")
         processor = sentencepiece.SentencePieceProcessor()
@@ -219,7 +221,8 @@ def encode(
             raise UserError(f"lengths[{name!r}]: expected at least 1, got {lengths.get(name)!r}")
     inputs, inputs_cut = _encode_inputs(formatted, vocab, lengths["inputs"], input_eos)
     targets = formatted.targets
-    ids = vocab.spans(targets) if len(targets) > 1 else vocab.encode_text(str(targets[0]))
+    # A prompt without instruction text gives FLIPPED no target: `flipped tasks render` shows it all the same.
+    ids = vocab.encode_text(str(targets[0])) if len(targets) == 1 else vocab.spans(targets)
     room = lengths["targets"] - 1
     return Encoded(inputs, [*ids[:room], vocab.eos], inputs_cut, max(0, len(ids) - room))
 

@@ -15,7 +15,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flipped_core.errors import UserError, nearest
+from flipped_core import bounded
+from flipped_core.errors import UserError, nearest, shown
 from flipped_tasks import promptsource
 from flipped_tasks.datasets import (
     DatasetSpec,
@@ -28,6 +29,7 @@ from flipped_tasks.datasets import (
 from flipped_tasks.own_rows import OwnRows, Source
 from flipped_tasks.promptsource import TemplateSpec
 from flipped_tasks.rendering import compile_template
+from flipped_tasks.row_values import check_columns
 from mixtures import catalog as _catalog  # noqa: F401  (its names are taken)
 
 RECIPE = "train"  # the mixture of the catalog's training datasets: direct_train, channel_train, flipped_train
@@ -72,15 +74,17 @@ def add_dataset(
         that gives rows. It is read when it is first needed.
       label_column: says which choice is correct; rows in which it is null or in `unlabelled` are dropped and counted.
       templates: `Template`s; a YAML file in promptsource's form; or a dataset whose templates promptsource has.
-      label_values: the labels that may occur, or `label_in`: the column that lists them for each row.
+      label_values: the labels that may occur, or `label_in`: the column that lists them for each row. Without them a
+        label below 0 and an empty text mean that a row has no label.
       columns: column → 'string', 'int', 'any', a list of one of these or a dict of columns: must be in each row, and
         types the cells of CSV. None asks for the label column only; other cells of CSV are text then.
 
     Raises:
       UserError: the name is taken, a template is without choices or not valid, or `columns` lacks the label column.
     """
-    if not slug(name):
+    if not isinstance(name, str) or not slug(name):
         raise UserError(f"dataset name: expected letters or digits, got {name!r}")
+    _check_labels(name, label_column, label_values, unlabelled)
     taken = {slug(other).replace(".", "_"): other for other in dataset_names()}
     if (other := taken.get(slug(name).replace(".", "_"))) is not None:
         raise UserError(
@@ -91,7 +95,8 @@ def add_dataset(
         raise UserError(
             f"dataset {name!r}: label_column: expected one of its columns, got {label_column!r}; nearest: {near}"
         )
-    types = dict(columns) if columns is not None else {label_column: "any"}
+    types = dict(columns) if columns is not None else {label_column: _label_type(label_values)}
+    check_columns(types, f"dataset {name!r}")
     spec = DatasetSpec(
         name=name,
         hub_id="",
@@ -108,6 +113,27 @@ def add_dataset(
     return register_dataset(spec)
 
 
+def _check_labels(
+    name: str,
+    label_column: str,
+    label_values: Sequence[Any] | None,
+    unlabelled: Sequence[Any],
+) -> None:
+    if not isinstance(label_column, str):
+        raise UserError(
+            f"dataset {name!r}: label_column: expected the name of a column, got {label_column!r}"
+        )
+    for field, values in (("label_values", label_values), ("unlabelled", unlabelled)):
+        if values is not None and not isinstance(values, list | tuple | range):
+            raise UserError(f"dataset {name!r}: {field}: expected a list, got {values!r}")
+
+
+def _label_type(label_values: Sequence[Any] | None) -> str:
+    """The type of a label column, as far as its values say it."""
+    kinds = {type(value) for value in label_values or ()}
+    return {str: "string", int: "int"}.get(kinds.pop(), "any") if len(kinds) == 1 else "any"
+
+
 def _templates(
     dataset: str, templates: str | pathlib.Path | Sequence[Template]
 ) -> list[TemplateSpec]:
@@ -120,15 +146,19 @@ def _templates(
             raise UserError(f"dataset {dataset!r}: no template of {templates!r} has choices")
     elif isinstance(templates, str | pathlib.Path):
         path = pathlib.Path(templates).expanduser()
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        if not path.is_file():
             raise UserError(
-                f"dataset {dataset!r}: templates: cannot read {str(path)!r}: {error}"
-            ) from error
+                f"dataset {dataset!r}: templates: cannot read {str(path)!r}: no such file"
+            )
+        text = bounded.read_text(path)
         specs = list(promptsource.parse_templates(text, dataset).values())
-    else:
+    elif isinstance(templates, list | tuple):
         specs = [_spec(dataset, template) for template in templates]
+    else:
+        raise UserError(
+            f"dataset {dataset!r}: templates: expected a list of Template(…), a YAML file or a dataset's name, "
+            f"got {type(templates).__name__}"
+        )
     if not specs:
         raise UserError(f"dataset {dataset!r}: templates: expected at least one, got none")
     names = [slug(spec.name) for spec in specs]
@@ -140,6 +170,7 @@ def _templates(
             raise UserError(
                 f"{where} has no choices; expected at least two, such as choices=('no', 'yes')"
             )
+        _check_fixed_choices(spec, where)
         if "|||" not in spec.jinja:
             raise UserError(f"{where}: expected prompt ||| target, got no '|||'")
         compile_template(dataclasses.replace(spec, dataset=dataset))
@@ -148,13 +179,21 @@ def _templates(
 
 def _spec(dataset: str, template: Template) -> TemplateSpec:
     if not isinstance(template, Template):
-        raise UserError(f"dataset {dataset!r}: templates: expected Template(…), got {template!r}")
+        raise UserError(
+            f"dataset {dataset!r}: templates: expected Template(…), got {shown(template)}"
+        )
+    where = f"template {template.name!r} of {dataset}"
+    for field in ("name", "prompt", "target"):
+        if not isinstance(value := getattr(template, field), str):
+            raise UserError(f"{where}: {field}: expected a text, got {shown(value)}")
     choices = template.choices
     if not isinstance(choices, str):
-        if any("|||" in text or "{{" in text for text in choices):
+        plain = isinstance(choices, list | tuple)
+        if not plain or any(
+            not isinstance(text, str) or "|||" in text or "{{" in text for text in choices
+        ):
             raise UserError(
-                f"template {template.name!r} of {dataset}: choices: expected plain texts or one Jinja text, "
-                f"got {tuple(choices)!r}"
+                f"{where}: choices: expected plain texts such as ('no', 'yes') or one Jinja text, got {shown(choices)}"
             )
         choices = " ||| ".join(choices)
     return TemplateSpec(
@@ -167,6 +206,18 @@ def _spec(dataset: str, template: Template) -> TemplateSpec:
         metrics=("Accuracy",),
         reference="",
     )
+
+
+def _check_fixed_choices(spec: TemplateSpec, where: str) -> None:
+    """Of choices that no row changes: at least two, none of them empty, no two alike."""
+    assert spec.answer_choices is not None
+    if "{{" in spec.answer_choices or "{%" in spec.answer_choices:
+        return
+    choices = [choice.strip() for choice in spec.answer_choices.split("|||")]
+    if len(choices) < 2 or not all(choices) or len(set(choices)) < len(choices):
+        raise UserError(
+            f"{where}: choices: expected at least two, none empty and no two alike, got {shown(choices)}"
+        )
 
 
 def add_to_mixture(mixture: str, dataset: str, rate: float) -> None:

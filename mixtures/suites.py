@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from flipped_core.errors import UserError, unknown
-from flipped_tasks import bigbench, promptsource
+from flipped_tasks import bigbench, promptsource, safe_yaml
 from flipped_tasks.datasets import check_template, get_dataset, template_names, usable_templates
 from flipped_tasks.rendering import Rendered
 from mixtures import catalog as _catalog  # noqa: F401  (fills the registry of datasets)
@@ -22,6 +21,11 @@ from mixtures import catalog as _catalog  # noqa: F401  (fills the registry of d
 TEMPLATE_CHOICES = ("original", "all")
 LABEL_SETS_FILE = pathlib.Path(__file__).with_name("label_sets.yaml")
 ORIGINAL = "original"
+ALL_SUBSTITUTES = "all substitutes"  # the mean over all label sets
+_NOT_IN_TEXT = ("Cc", "Cs", "Zl", "Zp")  # control characters, half characters, ends of lines
+_KEPT_NAMES = {ORIGINAL: "the template's own words", ALL_SUBSTITUTES: "the mean over all sets"}
+LONGEST_WORD = 200  # characters of a label word or of a name in a file of label sets
+CHOSEN = "chosen"  # the suite of the datasets that are named one by one
 
 # Task → dataset and split.
 NLP14: dict[str, tuple[str, str]] = {
@@ -129,60 +133,90 @@ def load_label_sets(path: str | pathlib.Path | None = None) -> list[LabelSets]:
     """Reads a file like `label_sets.yaml`; None reads that.
 
     Raises:
-      UserError: the file cannot be read, names what does not exist, or gives other words or another number of
-        words than the template has.
+      UserError: the file cannot be read, names what does not exist, says something twice, or gives other words or
+        another number of words than the template has.
     """
     file = pathlib.Path(path) if path is not None else LABEL_SETS_FILE
+    if file.exists() and not file.is_file():
+        raise UserError(f"cannot read label sets: {file} is no file")
     try:
-        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+        with file.open("rb") as opened:
+            entries = safe_yaml.load(opened.read(safe_yaml.MOST_BYTES + 1))
     except OSError as error:
-        raise UserError(f"cannot read label sets: {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not safe YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"cannot read label sets: {file}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{file} is not safe YAML: {error}") from error
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{file}: expected a list of entries, got {type(entries).__name__}")
-    return [
-        _label_sets(entry, f"{file.name}, entry {number}")
-        for number, entry in enumerate(entries, start=1)
-    ]
+    found: dict[tuple[str, str], LabelSets] = {}
+    for number, entry in enumerate(entries, start=1):
+        where = f"{file.name}, entry {number}"
+        sets = _label_sets(entry, where)
+        if (sets.dataset, sets.template) in found:
+            raise UserError(f"{where}: {sets.dataset!r}, template {sets.template!r} occurs twice")
+        found[sets.dataset, sets.template] = sets
+    return list(found.values())
 
 
 def _label_sets(entry: Any, where: str) -> LabelSets:
     fields = {"dataset", "template", "words", "sets"}
     if not isinstance(entry, dict) or set(entry) != fields:
         got = ", ".join(map(str, entry)) if isinstance(entry, dict) else type(entry).__name__
-        raise UserError(f"{where}: expected the fields {', '.join(sorted(fields))}, got {got}")
-    dataset, template = entry["dataset"], entry["template"]
+        raise UserError(
+            f"{where}: expected the fields {', '.join(sorted(fields))}, got {got[:120]}"
+        )
+    dataset, template = (_text(entry[name], f"{where}: {name}") for name in ("dataset", "template"))
     if not isinstance(entry["sets"], dict):
         raise UserError(
             f"{where}: sets: expected names with their words, got {type(entry['sets']).__name__}"
         )
-    if template not in usable_templates(dataset):
-        check_template(dataset, template, "direct")
+    try:
+        if template not in usable_templates(dataset):
+            check_template(dataset, template, "direct")
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     words = _words(entry["words"], f"{where}: words")
     _check_own_words(dataset, template, words, where)
-    sets = {}
-    for name, substitutes in entry["sets"].items():
+    sets: dict[str, tuple[str, ...]] = {}
+    for key, substitutes in entry["sets"].items():
+        name = _text(key, f"{where}: the name of a set")
         found = _words(substitutes, f"{where}: set {name!r}")
         if len(found) != len(words):
             raise UserError(
-                f"{where}: set {name!r}: expected {len(words)} words, got {len(found)}: {list(found)}"
+                f"{where}: set {name!r}: expected {len(words)} words, got {len(found)}: {_shown(list(found))}"
             )
-        if name == ORIGINAL:
-            raise UserError(f"{where}: the name {ORIGINAL!r} is kept for the template's own words")
-        sets[str(name)] = found
+        if name in _KEPT_NAMES:
+            raise UserError(f"{where}: the name {name!r} is kept for {_KEPT_NAMES[name]}")
+        sets[name] = found
     return LabelSets(dataset, template, words, sets)
+
+
+def _text(value: Any, where: str) -> str:
+    """A text for files and reports: 1 to `LONGEST_WORD` characters on one line, without control characters."""
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where}: expected a word in quotes, got {_shown(value)}")
+    if len(value) > LONGEST_WORD:
+        raise UserError(f"{where}: expected at most {LONGEST_WORD} characters, got {len(value):,}")
+    if any(unicodedata.category(character) in _NOT_IN_TEXT for character in value):
+        raise UserError(f"{where}: expected a word on one line, got {_shown(value)}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value in a message; a long one is cut."""
+    text = repr(value)
+    return text if len(text) <= 120 else text[:119] + "…"
 
 
 def _words(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not value:
-        raise UserError(f"{where}: expected a list of words, got {value!r}")
-    for word in value:
-        if not isinstance(word, str) or not word.strip():
-            raise UserError(f"{where}: expected a word in quotes, got {word!r}")
-    if len(set(value)) != len(value):
-        raise UserError(f"{where}: a word occurs twice: {value}")
-    return tuple(value)
+        raise UserError(f"{where}: expected a list of words, got {_shown(value)}")
+    words = [_text(word, where) for word in value]
+    if stray := next((word for word in words if word != word.strip()), None):
+        raise UserError(f"{where}: expected a word without spaces around it, got {stray!r}")
+    if len(set(words)) != len(words):
+        raise UserError(f"{where}: a word occurs twice: {_shown(words)}")
+    return tuple(words)
 
 
 def _check_own_words(dataset: str, template: str, words: tuple[str, ...], where: str) -> None:
@@ -190,7 +224,7 @@ def _check_own_words(dataset: str, template: str, words: tuple[str, ...], where:
     own = tuple(part.strip() for part in source.split("|||"))
     if words != own:
         raise UserError(
-            f"{where}: words: expected those of template {template!r}, {list(own)}, got {list(words)}"
+            f"{where}: words: expected those of template {template!r}, {list(own)}, got {_shown(list(words))}"
         )
 
 

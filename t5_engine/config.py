@@ -106,8 +106,14 @@ class T5Config:
 
     @staticmethod
     def from_dict(fields: Mapping[str, Any]) -> T5Config:
-        """The inverse of `to_dict`; an unknown field is a `UserError`."""
+        """The inverse of `to_dict`; a field that is unknown, missing or of another type is a `UserError`.
+
+        Fields that have no effect on the parameters may be missing: older files do not have all of them.
+        """
         _refuse_unknown_fields(fields)
+        for name in STRUCTURE_FIELDS:
+            if name not in fields:
+                raise UserError(f"{name} is missing")
         return T5Config(**fields)
 
 

@@ -1,7 +1,8 @@
 """Opening parameters in whatever layout they are, and writing them as a checkpoint of ours.
 
 Who needs parameters calls `load` (or `load_for`) with the path that the user gave: a run's folder or one of its
-checkpoints, a Hugging Face folder, or a T5X checkpoint in a folder or in a bucket.
+checkpoints, a Hugging Face folder, `hf://OWNER/NAME[@REVISION]` on its hub, or a T5X checkpoint in a folder or in a
+bucket.
 """
 
 from __future__ import annotations
@@ -12,32 +13,46 @@ from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
+from flipped_core import hub
 from flipped_core.errors import UserError, unknown
-from t5_engine import checkpoints, checksums, huggingface_folder, t5x_adafactor, t5x_files
+from t5_engine import (
+    checkpoints,
+    checksums,
+    huggingface_folder,
+    manifest,
+    t5x_adafactor,
+    t5x_files,
+)
 from t5_engine.config import T5Config
 from t5_engine.huggingface_folder import HuggingFaceWeights
 from t5_engine.model import Params
-from t5_engine.stored_arrays import BUCKET, Folder, Path, orbax_arrays
+from t5_engine.stored_arrays import BUCKET, Path
 from t5_engine.t5x_format import T5XWeights
 from t5_engine.weights import OwnWeights, Weights, to_params
 
-FORMATS: dict[str, Callable[[str | pathlib.Path], Weights]] = {
-    "flipped": OwnWeights,
-    "hf": HuggingFaceWeights,
-    "t5x": T5XWeights,
-}
+FORMATS = ("flipped", "hf", "t5x")
 ADAFACTOR = "adafactor"
 NO_OPTIMIZER = "none"
+# What is read of a folder in another format: patterns of the files whose checksums matter.
+_READ = {
+    "hf": ("config.json", "*.safetensors", "*.bin", "*.index.json"),
+    "t5x": ("*",),
+}
 
 
-def open_checkpoint(path: str | pathlib.Path) -> Weights:
+def open_checkpoint(path: str | pathlib.Path, *, verify: bool = True) -> Weights:
     """The parameters that stand at a path, in the layout that is found there.
 
+    Args:
+      path: a run's folder or one of its checkpoints, a Hugging Face folder, or a T5X checkpoint.
+      verify: whether to compare the checksums of all files that will be read, where some stand beside them.
+
     Raises:
-      UserError: there is nothing, or nothing that is known; or the layout's reader finds it incomplete.
+      UserError: there is nothing, or nothing that is known; or it is incomplete or damaged.
     """
-    return FORMATS[detect(path)](path)
+    return open_as(detect(path), path, verify=verify)
 
 
 def detect(path: str | pathlib.Path) -> str:
@@ -46,6 +61,8 @@ def detect(path: str | pathlib.Path) -> str:
     Raises:
       UserError: none of them.
     """
+    if hub.is_reference(path):
+        return "hf"
     if t5x_files.is_checkpoint(path):
         return "t5x"
     if str(path).startswith(BUCKET):
@@ -62,36 +79,56 @@ def detect(path: str | pathlib.Path) -> str:
     )
 
 
-def open_as(name: str, path: str | pathlib.Path) -> Weights:
+def open_as(name: str, path: str | pathlib.Path, *, verify: bool = True) -> Weights:
     """Like `open_checkpoint`, of a format that the user named: "flipped", "hf" or "t5x"."""
     if name not in FORMATS:
         raise unknown("format", name, FORMATS)
-    return FORMATS[name](path)
+    if name == "flipped":
+        return OwnWeights(path, verify=verify)
+    weights: Weights = HuggingFaceWeights(path) if name == "hf" else T5XWeights(path)
+    if verify:
+        manifest.refuse_damaged(weights.path, _READ[name])
+    return weights
 
 
 def load(
-    path: str | pathlib.Path, shardings: Callable[[T5Config], Any] | None = None
+    path: str | pathlib.Path,
+    shardings: Callable[[T5Config], Any] | None = None,
+    *,
+    verify: bool = True,
 ) -> tuple[Params, T5Config, int]:
     """The parameters that stand at a path, whatever their layout.
 
     Args:
       path: as in `open_checkpoint`.
       shardings: from the model's sizes to where they go: one sharding, or a tree of them, of devices of this process
-        or of several, none of which waits for another; all on this process's first device where not given.
+        or of several, which all load the same path; all on this process's first device where not given.
+      verify: as in `open_checkpoint`.
 
     Returns:
       (params, config, step).
     """
-    weights = open_checkpoint(path)
+    weights = open_checkpoint(path, verify=verify)
     where = None if shardings is None else shardings(weights.config)
     return to_params(weights, where), weights.config, weights.step
 
 
-def load_for(path: str | pathlib.Path, config: T5Config, shardings: Any = None) -> Params:
+def prepare(path: str, config: T5Config) -> None:
+    """Downloads a checkpoint of the hub; `UserError` before its tensors where it is of another size than `config`."""
+    checkpoints.refuse_other_model(path, huggingface_folder.read_config(path), config)
+    HuggingFaceWeights(path)
+
+
+def load_for(
+    path: str | pathlib.Path, config: T5Config, shardings: Any = None, *, verify: bool = True
+) -> Params:
     """The parameters that stand at a path, which must be of the size of `config`; `UserError` where not."""
     if detect(path) == "flipped":
-        return checkpoints.load_for(path, config, shardings)
-    weights = open_checkpoint(path)
+        return checkpoints.load_for(path, config, shardings, verify=verify)
+    if hub.is_reference(path):
+        path = hub.pin(path)
+        prepare(path, config)
+    weights = open_checkpoint(path, verify=verify)
     checkpoints.refuse_other_model(weights.path, weights.config, config)
     return to_params(weights, shardings)
 
@@ -133,15 +170,17 @@ def moments_of(weights: Weights) -> dict[Path, np.ndarray] | None:
         return weights.moments()
     if not isinstance(weights, OwnWeights):
         return None
-    if checkpoints.read_about(weights.path)["optimizer"] != ADAFACTOR:
+    if weights.optimizer != ADAFACTOR:
         return None
-    stored = orbax_arrays(Folder(f"{weights.path}/opt_state"))
-    return None if stored is None else t5x_adafactor.moments_in_ours(stored)
+    stored = weights.optimizer_arrays()
+    return t5x_adafactor.moments_in_ours(stored) if stored else None
 
 
 def _is_own(path: pathlib.Path) -> bool:
     if not path.is_dir():
         return False
-    if (path / "about").is_dir() or (path / checkpoints.FOLDER).is_dir():
+    if (path / checkpoints.FOLDER).is_dir() or checkpoints.is_step(epath.Path(path)):
         return True
-    return any(child.name.isdigit() and (child / "about").is_dir() for child in path.iterdir())
+    return any(
+        child.name.isdigit() and checkpoints.is_step(epath.Path(child)) for child in path.iterdir()
+    )

@@ -13,6 +13,8 @@ import math
 import re
 from collections.abc import Iterator
 
+import numpy as np
+
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 # Bytes of one number by XLA's name of its type.
@@ -30,6 +32,15 @@ _LIMIT = re.compile(r"constant\((\d+)\)")
 _KNOWN = re.compile(r'known_trip_count[^}]*?"n":"(\d+)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
+# Devices by their numbers in the mesh: {{0,1},{2,3}}; or [groups,size]<=[dims]T(axes) of all numbers in their order; or
+# the axes of a mesh over which they lie, a part of one as 'axis':(what comes before it)size.
+_GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}")
+_IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_MESH_AXIS = re.compile(r"'([^']+)'(?:=(\d+))?(?::\((\d+)\)(\d+))?")
+# Between slices of TPUs the compiler sends through the hosts.
+_MEGASCALE = '_xla_host_transfer_handler_name="xla_megascale_runtime"'
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _CALLED = re.compile(
     r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
     r"|(?:branch_computations|called_computations)=\{([^}]*)\}"
@@ -47,7 +58,7 @@ class Instruction:
 
 
 @dataclasses.dataclass(frozen=True)
-class Travel:
+class CollectiveStats:
     """Collectives of one kind in one run of the program: how many, and the bytes of their results on one device."""
 
     count: int
@@ -126,29 +137,55 @@ class Program:
             for instruction in instructions:
                 yield instruction, self.runs[name]
 
-    def collectives(self) -> dict[str, Travel]:
+    def collectives(self) -> dict[str, CollectiveStats]:
         """By kind, what travels between the devices in one run; those in loops as often as the loops run."""
         # The TPU compiler cuts one collective into pieces that run beside several fusions. Each has the whole's
         # operation and channel, so a channel counts once.
-        whole: dict[tuple[str, str], Travel] = {}
+        whole: dict[tuple[str, str], CollectiveStats] = {}
         for instruction, runs in self.instructions():
             kind = instruction.operation.removesuffix("-start")
             if kind in COLLECTIVES and runs:
                 channel = _CHANNEL.search(instruction.rest)
                 key = (kind, channel[1] if channel else instruction.name)
-                travel = Travel(runs, runs * sum(_result_bytes(instruction)))
+                travel = CollectiveStats(runs, runs * sum(_result_bytes(instruction)))
                 whole[key] = max(whole.get(key, travel), travel, key=lambda one: one.bytes)
-        found: dict[str, Travel] = {}
+        found: dict[str, CollectiveStats] = {}
         for (kind, _), travel in whole.items():
-            old = found.get(kind, Travel(0, 0))
-            found[kind] = Travel(old.count + travel.count, old.bytes + travel.bytes)
+            old = found.get(kind, CollectiveStats(0, 0))
+            found[kind] = CollectiveStats(old.count + travel.count, old.bytes + travel.bytes)
         return found
 
-    def custom_calls(self, target: str) -> int:
-        """How many calls of the compiler's own `target` there are, each once."""
-        name = f'custom_call_target="{target}"'
+    def between_slices(self, per_slice: int) -> dict[str, CollectiveStats]:
+        """By kind, what of the collectives' results comes from or passes through other slices or nodes in one run.
+
+        The TPU compiler writes these transfers out; those of other programs are the collectives of a group with
+        devices of several slices. Bytes are of results on one device.
+
+        Args:
+          per_slice: devices of a slice or node; those of the mesh follow each other slice by slice.
+        """
+        found: dict[str, CollectiveStats] = {}
+        for instruction, runs in self.instructions():
+            kind = instruction.operation.removesuffix("-start")
+            if kind == "recv" and _MEGASCALE in instruction.rest:
+                transfer = _TRANSFER.search(instruction.rest)
+                kind = transfer[1].lower().replace("_", "-") if transfer else "transfer"
+                size = array_bytes(instruction.type)[0]
+            elif kind in COLLECTIVES and _spans(instruction, per_slice):
+                size = sum(_result_bytes(instruction))
+            else:
+                continue
+            if runs:
+                old = found.get(kind, CollectiveStats(0, 0))
+                found[kind] = CollectiveStats(old.count + runs, old.bytes + runs * size)
+        return found
+
+    def custom_calls(self, *targets: str) -> int:
+        """How many calls of the compiler's own `targets` there are, each once."""
+        names = [f'custom_call_target="{target}"' for target in targets]
         return sum(
-            instruction.operation == "custom-call" and name in instruction.rest
+            instruction.operation == "custom-call"
+            and any(name in instruction.rest for name in names)
             for instruction, runs in self.instructions()
             if runs
         )
@@ -165,6 +202,51 @@ class Program:
                 once += int(cycles[1])
                 total += int(cycles[1]) * runs
         return total / once if once else None
+
+
+def device_groups(rest: str) -> list[list[int]] | None:
+    """The groups of devices of a collective, by their numbers in the mesh; None is one group of all."""
+    iota = _IOTA.search(rest)
+    if iota:
+        shape, dims = (tuple(map(int, text.split(","))) for text in iota.groups()[:2])
+        numbers = np.arange(math.prod(dims)).reshape(dims)
+        if iota[3]:
+            numbers = numbers.transpose(tuple(map(int, iota[3].split(","))))
+        return numbers.reshape(shape).tolist()
+    mesh = _MESH.search(rest)
+    if mesh:
+        return _along_axes(mesh[1], mesh[2])
+    explicit = _GROUPS.search(rest)
+    if explicit is None:
+        return None
+    groups = re.findall(r"\{([\d,]*)\}", explicit[1])
+    return [[int(number) for number in group.split(",") if number] for group in groups]
+
+
+def _along_axes(mesh: str, axes: str) -> list[list[int]]:
+    sizes = {name: int(size) for name, size, _, _ in _MESH_AXIS.findall(mesh)}
+    # Each axis of the mesh as before x part x after, and which of these the groups lie along.
+    dims: list[int] = []
+    along: list[int] = []
+    parts = {name: (before, part) for name, _, before, part in _MESH_AXIS.findall(axes)}
+    for name, size in sizes.items():
+        before, part = (int(text or 0) for text in parts.get(name, ("", "")))
+        if name in parts:
+            before, part = (before, part) if part else (1, size)
+            along.append(len(dims) + 1)
+            dims += [before, part, size // (before * part)]
+        else:
+            dims.append(size)
+    numbers = np.arange(math.prod(dims)).reshape(dims)
+    numbers = np.moveaxis(numbers, along, range(-len(along), 0))
+    return numbers.reshape(-1, math.prod(dims[axis] for axis in along)).tolist()
+
+
+def _spans(collective: Instruction, per_slice: int) -> bool:
+    groups = device_groups(collective.rest)
+    return groups is None or any(
+        len({number // per_slice for number in group}) > 1 for group in groups
+    )
 
 
 def _is_limit(line: Instruction) -> bool:

@@ -61,9 +61,19 @@ def is_transposed(path: Path) -> bool:
     return path[-1] in ("kernel", "rel_embedding")
 
 
+def shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
+    """Their shape of each of their names, without the copies of the embedding."""
+    found = {}
+    for path, leaf in leaves(config).items():
+        own = leaf.shape[1:] if STACKED in path else leaf.shape
+        theirs = own[::-1] if is_transposed(path) else own
+        found.update(dict.fromkeys(names_of(config, path), theirs))
+    return found
+
+
 def names(config: T5Config) -> list[str]:
     """All their names, without the copies of the embedding."""
-    return [name for path in leaves(config) for name in names_of(config, path)]
+    return list(shapes(config))
 
 
 def split(config: T5Config, path: Path, leaf: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -82,10 +92,11 @@ def join(config: T5Config, path: Path, tensors: Mapping[str, np.ndarray]) -> np.
     shape = leaves(config)[path].shape
     own = shape[1:] if STACKED in path else shape
     theirs = own[::-1] if is_transposed(path) else own
-    leaf = np.empty((len(names_of(config, path)), *own), np.float32)
-    for place, name in zip(leaf, names_of(config, path), strict=True):
+    for name in names_of(config, path):
         if name not in tensors:
             raise UserError(f"parameter {name!r}: expected in the state dictionary, not there")
+    leaf = np.empty((len(names_of(config, path)), *own), np.float32)
+    for place, name in zip(leaf, names_of(config, path), strict=True):
         array = as_float32(np.asarray(tensors[name]), theirs, name)
         place[...] = array.T if is_transposed(path) else array
     return leaf if STACKED in path else leaf[0]
@@ -136,6 +147,25 @@ def config_fields(config: T5Config) -> dict[str, Any]:
     }
 
 
+# Their name of each size, ours, the value that `transformers` takes where the field is missing, and the largest that
+# is taken: far above any published T5's, and so small that nothing is computed from what no machine holds.
+_SIZES = (
+    ("vocab_size", "vocab_size", 32128, 2**24),
+    ("d_model", "emb_dim", 512, 2**20),
+    ("num_heads", "num_heads", 8, 2**16),
+    ("d_kv", "head_dim", 64, 2**16),
+    ("d_ff", "mlp_dim", 2048, 2**22),
+    ("num_layers", "num_encoder_layers", 6, 2**10),
+    ("num_decoder_layers", "num_decoder_layers", None, 2**10),
+    ("relative_attention_num_buckets", "relative_attention_num_buckets", 32, 2**16),
+    ("relative_attention_max_distance", "relative_attention_max_distance", 128, 2**24),
+)
+# (least, default, most) of the other numbers.
+_RATES = {"dropout_rate": (0.0, 0.1, 0.99), "layer_norm_epsilon": (1e-30, 1e-6, 1.0)}
+# Tokenizers that read T5's SentencePiece model. ByT5's configuration differs from T5 v1.1's in nothing but this.
+_TOKENIZERS = (None, "T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast")
+
+
 def config_from_fields(fields: Mapping[str, Any], where: str) -> T5Config:
     """The inverse of `config_fields`, from a folder's `config.json`.
 
@@ -144,32 +174,62 @@ def config_from_fields(fields: Mapping[str, Any], where: str) -> T5Config:
       where: the file, for messages.
 
     Raises:
-      UserError: the model is no T5 v1.1; names the field, what was expected and what was got.
+      UserError: the model is no T5 v1.1, or of a size that is none; names the field, what was expected and what
+        was got.
     """
+    _refuse_other_models(fields, where)
+    numbers: dict[str, Any] = {}
+    for theirs, ours, default, most in _SIZES:
+        value = fields.get(theirs, default)
+        if theirs == "num_decoder_layers" and value is None:
+            value = numbers["num_encoder_layers"]
+        if type(value) is not int or not 1 <= value <= most:
+            raise UserError(
+                f"{where}: {theirs}: expected a whole number from 1 to {most}, got {_short(value)}"
+            )
+        numbers[ours] = value
+    for name, (least, usual, greatest) in _RATES.items():
+        value = fields.get(name, usual)
+        if type(value) not in (int, float) or not least <= value <= greatest:
+            raise UserError(
+                f"{where}: {name}: expected a number from {least} to {greatest}, got {_short(value)}"
+            )
+        numbers[name] = float(value)
+    distance, buckets = (
+        numbers[f"relative_attention_{n}"] for n in ("max_distance", "num_buckets")
+    )
+    if buckets < 4 or distance <= buckets // 2:
+        raise UserError(
+            f"{where}: relative_attention_max_distance: expected more than half of "
+            f"relative_attention_num_buckets, of which at least 4, got {distance} and {buckets}"
+        )
+    return T5Config(**numbers)
+
+
+def _short(value: Any) -> str:
+    """A value for messages, as JSON shows it, which may be long."""
+    return f"{value!r:.60}"
+
+
+def _refuse_other_models(fields: Mapping[str, Any], where: str) -> None:
+    """Refuses T5 v1.0, mT5, ByT5, UL2, T5Gemma and all else, by the field in which they differ."""
     # transformers 5 writes tie_word_embeddings true for every T5, and keeps here what the folder said before.
     tied = fields.get("tie_word_embeddings", True) and fields.get("scale_decoder_outputs", True)
+    tokenizer = fields.get("tokenizer_class")
     expected = {
         "model_type": ("t5", fields.get("model_type")),
         "feed_forward_proj": ("gated-gelu", fields.get("feed_forward_proj", "relu")),
+        "dense_act_fn": ("gelu_new", fields.get("dense_act_fn", "gelu_new")),
+        "is_gated_act": (True, fields.get("is_gated_act", True)),
         "tie_word_embeddings": (False, bool(tied)),
+        "tokenizer_class": (tokenizer if tokenizer in _TOKENIZERS else "T5Tokenizer", tokenizer),
+        "decoder_start_token_id": (0, fields.get("decoder_start_token_id", 0)),
     }
     for name, (wanted, got) in expected.items():
         if wanted != got:
-            raise UserError(f"{where}: {name}: expected {wanted!r}, as T5 v1.1 has it, got {got!r}")
-    layers = fields.get("num_layers", 6)
-    return T5Config(
-        vocab_size=fields.get("vocab_size", 32128),
-        emb_dim=fields.get("d_model", 512),
-        num_heads=fields.get("num_heads", 8),
-        head_dim=fields.get("d_kv", 64),
-        mlp_dim=fields.get("d_ff", 2048),
-        num_encoder_layers=layers,
-        num_decoder_layers=fields.get("num_decoder_layers") or layers,
-        dropout_rate=fields.get("dropout_rate", 0.1),
-        relative_attention_num_buckets=fields.get("relative_attention_num_buckets", 32),
-        relative_attention_max_distance=fields.get("relative_attention_max_distance", 128),
-        layer_norm_epsilon=fields.get("layer_norm_epsilon", 1e-6),
-    )
+            raise UserError(
+                f"{where}: {name}: expected {wanted!r}, as T5 v1.1 has it, got {_short(got)}"
+            )
 
 
 def _name_in_layer(side: str, path: Path) -> str:

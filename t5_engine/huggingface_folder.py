@@ -1,6 +1,6 @@
-"""Folders as `transformers` reads and writes them: configuration and safetensors.
+"""Folders as `transformers` reads and writes them, on disk or on Hugging Face's hub: configuration and tensors.
 
-Only safetensors are read: `pytorch_model.bin` is a pickle, which can run whatever its author put into it.
+`t5_engine.tensor_files` reads the tensors, of safetensors or of `pytorch_model.bin`; written are safetensors only.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import safetensors
 
+from flipped_core import hub
 from flipped_core.errors import UserError, unknown
-from t5_engine import huggingface
+from t5_engine import huggingface, tensor_files
+from t5_engine.config import T5Config
+from t5_engine.tensor_files import Tensors
 from t5_engine.weights import (
     Path,
     Weights,
@@ -26,38 +28,50 @@ from t5_engine.weights import (
     refuse_other_shape,
 )
 
-CONFIG = "config.json"
-WHOLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+CONFIG = hub.CONFIG
+WHOLE = tensor_files.SAFETENSORS
+INDEX = WHOLE + tensor_files.INDEX_SUFFIX
 SHARD_BYTES = 4 * 2**30
 DTYPES = {"float32": ("F32", np.float32), "bfloat16": ("BF16", ml_dtypes.bfloat16)}
-_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 class HuggingFaceWeights(Weights):
-    """The parameters of a folder that holds a T5 v1.1 as safetensors, in one file or several."""
+    """The parameters of a folder that holds a T5 v1.1, in one file or several.
+
+    Attributes:
+      files: those that hold the tensors; of a repository of the hub, in its client's cache.
+    """
 
     layout = "hf"
 
     def __init__(self, path: str | pathlib.Path) -> None:
-        """Reads the configuration and the names of the tensors, no tensors.
+        """Reads the configuration and the names and shapes of the tensors, no tensors.
+
+        Args:
+          path: a folder, or `hf://OWNER/NAME[@REVISION]`, of which the configuration is downloaded first and the
+            tensors only where it is that of a T5 v1.1.
 
         Raises:
-          UserError: the folder holds no safetensors (a pickle is refused), or another model.
+          UserError: the folder holds no tensors, another model, or tensors of other names or shapes than the
+            configuration says; or whatever `flipped_core.hub` raises.
         """
-        folder = pathlib.Path(path).absolute()
-        if not is_folder(folder):
-            raise UserError(f"no Hugging Face folder at {path}: expected {CONFIG} there")
-        self.path = str(folder)
+        self.path, self.config = _read_config(path)
         self.step = 0
-        file = folder / CONFIG
-        self.config = huggingface.config_from_fields(_read_json(file), str(file))
-        self._tensors = _Tensors(folder)
-        expected = huggingface.names(self.config)
+        if hub.is_reference(self.path):
+            files = hub.download(self.path, tensor_files.find)
+        else:
+            files = tensor_files.find(self.path, _local(pathlib.Path(self.path)))
+        self.files = files
+        self._tensors = Tensors(files)
+        expected = huggingface.shapes(self.config)
         known = {*huggingface.COPIES, *huggingface.UNUSED} - set(expected)
         found = [name for name in self._tensors if name not in known]
-        refuse_other_names(str(folder), expected, found)
+        refuse_other_names(self.path, list(expected), found)
+        for name, shape in expected.items():
+            refuse_other_shape(name, shape, self._tensors.shape(name))
         self._copies = [name for name in huggingface.COPIES if name in self._tensors]
+        for name in self._copies:
+            refuse_other_shape(name, expected["shared.weight"], self._tensors.shape(name))
 
     def leaf(self, path: Path) -> np.ndarray:
         leaf = huggingface.join(self.config, path, self._tensors)
@@ -71,37 +85,42 @@ class HuggingFaceWeights(Weights):
         return leaf
 
 
-class _Tensors(Mapping[str, np.ndarray]):
-    """The tensors of all shards by name; each is read anew when it is asked for."""
+def read_config(path: str | pathlib.Path) -> T5Config:
+    """The configuration of a folder or of a repository of the hub; nothing else is read or downloaded.
 
-    def __init__(self, folder: pathlib.Path) -> None:
-        self._file_of: dict[str, pathlib.Path] = {}
-        self._open: tuple[pathlib.Path, Any] | None = None
-        for file in _shards(folder):
-            for name in self._opened(file).keys():
-                self._file_of[name] = file
+    Raises:
+      UserError: there is none, or it is that of another model.
+    """
+    return _read_config(path)[1]
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._opened(self._file_of[name]).get_tensor(name)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
+def _read_config(path: str | pathlib.Path) -> tuple[str, T5Config]:
+    """(the folder, or the repository with its commit; the configuration)."""
+    if hub.is_reference(path):
+        where = hub.pin(path)
+        file = hub.file(where, CONFIG)
+        shown = f"{where}: {CONFIG}"
+    else:
+        folder = pathlib.Path(path).absolute()
+        if not is_folder(folder):
+            raise UserError(f"no Hugging Face folder at {path}: expected {CONFIG} there")
+        where, file = str(folder), folder / CONFIG
+        shown = str(file)
+    return where, huggingface.config_from_fields(tensor_files.read_json(file), shown)
 
-    def __len__(self) -> int:
-        return len(self._file_of)
 
-    def _opened(self, file: pathlib.Path) -> Any:
-        if self._open is None or self._open[0] != file:
-            try:
-                self._open = file, safetensors.safe_open(file, framework="numpy")
-            except (OSError, safetensors.SafetensorError) as error:
-                raise UserError(f"{file}: not a whole safetensors file: {error}") from None
-        return self._open[1]
+def _local(folder: pathlib.Path) -> tensor_files.Fetch:
+    """Finds the files that lie in a folder."""
+
+    def fetch(name: str) -> pathlib.Path | None:
+        return folder / name if (folder / name).is_file() else None
+
+    return fetch
 
 
 def is_folder(path: str | pathlib.Path) -> bool:
-    """Whether a folder looks like one that `transformers` reads."""
-    return (pathlib.Path(path) / CONFIG).is_file()
+    """Whether a folder, or a repository of the hub, looks like one that `transformers` reads."""
+    return hub.is_reference(path) or (pathlib.Path(path) / CONFIG).is_file()
 
 
 def write(
@@ -201,45 +220,6 @@ def _header(shard: Mapping[str, Sequence[int]], code: str, itemsize: int) -> byt
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The safetensors files of a folder.
-
-    Raises:
-      UserError: there are none, or the index names one that is not there.
-    """
-    if (folder / INDEX).is_file():
-        index = _read_json(folder / INDEX).get("weight_map")
-        names = sorted(set(index.values())) if isinstance(index, dict) else []
-        for name in names:
-            if not isinstance(name, str) or pathlib.PurePath(name).name != name:
-                raise UserError(
-                    f"{folder / INDEX}: expected names of files beside it, got {name!r}"
-                )
-            if not (folder / name).is_file():
-                raise UserError(f"{folder}: {name} is missing, which {INDEX} names")
-        if names:
-            return [folder / name for name in names]
-    if (folder / WHOLE).is_file():
-        return [folder / WHOLE]
-    pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
-    if pickles:
-        raise UserError(
-            f"{folder} holds {pickles[0]}, a pickle, which can run code when it is opened: only safetensors are "
-            f"read; where you trust it, let transformers rewrite it with save_pretrained"
-        )
-    raise UserError(f"{folder}: expected {WHOLE} or {INDEX}, found neither")
-
-
-def _read_json(file: pathlib.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: expected a JSON object: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 def _write_json(file: pathlib.Path, value: Any) -> None:

@@ -1,7 +1,7 @@
-"""Joining the processes of a run: by JAX's own detection on SLURM and TPU pods, else by an address given to each.
+"""Joining the processes of a run: by what the scheduler says of them (`clusters`), else by an address given to each.
 
-JAX ends a process without naming anyone when another does not come up. So the processes call the roll first, over a
-plain socket of the coordinator (process 0): who is missing after the timeout is named, to all that are there.
+JAX ends a process without naming anyone when another does not come up. So the processes check in first, over a plain
+socket of the coordinator (process 0): those missing after the timeout are named, to all that are there.
 """
 
 from __future__ import annotations
@@ -12,38 +12,21 @@ import importlib.util
 import json
 import os
 import pathlib
-import re
 import socket
 import time
 from collections.abc import Mapping
 from typing import Any
 
+from flipped_core import streams
 from flipped_core.errors import UserError
+from t5_engine import clusters
+from t5_engine.clusters import Group
 
 TIMEOUT = 300.0
-_SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-_ROLL_CALL_PORT = 8477  # beside JAX's own, where that is chosen by JAX
 _PAUSE = 0.2
 # On CPUs XLA may begin collectives that do not depend on each other in another order in each process, which ends them
 # all ("distributed collective mismatch"); with its plain scheduler that was not seen.
 _CPU_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler"
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """The processes of a run, seen from one of them.
-
-    Attributes:
-      address: "host:port" of process 0, where the roll is called.
-      count: how many processes.
-      index: which one this is, from 0.
-      hosts: the names of the hosts, where they are known beforehand.
-    """
-
-    address: str
-    count: int
-    index: int
-    hosts: tuple[str, ...] = ()
 
 
 def start(
@@ -55,7 +38,8 @@ def start(
     """Joins this process to the others; does nothing where the run is one process. Call it before any use of JAX.
 
     Args:
-      coordinator_address: "host:port" of process 0; None looks for SLURM or a TPU pod.
+      coordinator_address: "host:port" of process 0; None detects SLURM, TPU pods, Open MPI and a JobSet. Alone it is
+        another address for a detected group.
       process_count: of the run; with an address only.
       process_id: this process's number, from 0; with an address only.
       timeout: seconds until a process that has not come up is given up.
@@ -72,70 +56,70 @@ def start(
         "process_id": process_id,
     }
     missing = [name for name, value in given.items() if value is None]
-    if missing and len(missing) < len(given):
-        raise UserError(
-            f"{', '.join(missing)}: expected together with "
-            f"{', '.join(name for name in given if name not in missing)}, got None"
-        )
     if not missing:
         assert coordinator_address is not None
         assert process_count is not None and process_id is not None
-        group = Group(_checked(coordinator_address), process_count, process_id)
+        group: Group | None = Group(_checked(coordinator_address), process_count, process_id)
         if not 0 <= process_id < process_count:
             raise UserError(
                 f"process_id: expected 0 to {process_count - 1} of {process_count} processes, got "
                 f"{process_id}"
             )
-        if process_count > 1:
-            call_roll(group, timeout)
-            _initialize(
-                timeout,
-                coordinator_address=group.address,
-                num_processes=group.count,
-                process_id=group.index,
-            )
-        return process_count > 1
-    found = detected(os.environ)
-    if found is not None:
-        call_roll(found, timeout)
-        _initialize(timeout)
-        return True
-    if _is_tpu_host():
-        # A pod whose variables say nothing: JAX asks the machine's metadata. It refuses where that is silent too.
-        with contextlib.suppress(ValueError):
-            _initialize(timeout)
-            return _process_count() > 1
-    return False
-
-
-def detected(environment: Mapping[str, str]) -> Group | None:
-    """The group that SLURM's or a TPU pod's variables describe; None where there is none, or only one process."""
-    if all(name in environment for name in _SLURM):
-        hosts = expand_hosts(environment["SLURM_STEP_NODELIST"])
-        count, index = int(environment["SLURM_NTASKS"]), int(environment["SLURM_PROCID"])
-        port = 20_000 + int(environment["SLURM_JOB_ID"]) % 10_000
-    elif "TPU_WORKER_HOSTNAMES" in environment and "TPU_WORKER_ID" in environment:
-        hosts = environment["TPU_WORKER_HOSTNAMES"].split(",")
-        count, index, port = len(hosts), int(environment["TPU_WORKER_ID"]), _ROLL_CALL_PORT
     else:
-        return None
-    if count < 2:
-        return None
-    return Group(f"{hosts[0]}:{port}", count, index, tuple(hosts))
+        group = _detected(coordinator_address)
+        if len(missing) < (2 if group and coordinator_address else len(given)):
+            raise UserError(
+                f"{', '.join(missing)}: expected together with "
+                f"{', '.join(name for name in given if name not in missing)}, got None"
+            )
+    if group is None or group.count < 2:
+        return False
+    call_roll(group, timeout)
+    _initialize(timeout, group)
+    return True
 
 
-def expand_hosts(names: str) -> list[str]:
-    """SLURM's short form, such as "node[01-03,7],login", as single names."""
-    hosts = []
-    for name, numbers, tail in re.findall(r"([^,\[]+)(?:\[([^\]]*)\])?([^,\[]*)", names):
-        for part in numbers.split(",") if numbers else [""]:
-            first, _, last = part.partition("-")
-            if not last:
-                hosts.append(f"{name}{first}{tail}")
-                continue
-            width = len(first)
-            hosts += [f"{name}{n:0{width}}{tail}" for n in range(int(first), int(last) + 1)]
-    return hosts
+def _detected(address: str | None) -> Group | None:
+    """The group that the scheduler describes, at another address where one is given."""
+    environment = dict(os.environ)
+    if address is not None:
+        environment["JAX_COORDINATOR_ADDRESS"] = _checked(address)
+    metadata = None
+    if _is_tpu_host() and not environment.get("TPU_SKIP_MDS_QUERY"):
+        metadata = clusters.cloud_metadata(environment)
+    group = clusters.detected(environment, metadata)
+    if group is not None and address is not None:
+        group = dataclasses.replace(group, address=address)
+    return group
+
+
+def check_devices() -> None:
+    """Refuses what `JAX_PLATFORMS` asks for and this machine does not have; JAX's own search for devices raises
+    `RuntimeError` or a bare `AssertionError`, after lines of native code.
+
+    Raises:
+      UserError: JAX finds no device.
+    """
+    if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and "JAX_PLATFORM_NAME" not in os.environ:
+        return
+    if problem := no_device():
+        raise UserError(problem)
+
+
+def no_device() -> str | None:
+    """Why JAX finds no device, in one line; None where it finds some."""
+    import jax
+
+    try:
+        with streams.native_stderr_held_back(show=False):
+            jax.devices()
+    except Exception as error:  # noqa: BLE001 - nearly any kind, depending on the platform
+        why = " ".join(str(error).partition("(")[0].split()) or "there is none on this machine"
+        for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME"):
+            if wanted := os.environ.get(name):
+                return f"{name}: expected devices that this machine has, such as cpu, got {wanted!r}: {why}"
+        return f"no device can be used: {why}"
+    return None
 
 
 def call_roll(group: Group, timeout: float) -> None:
@@ -193,7 +177,8 @@ def _report(group: Group, timeout: float) -> str:
     said = {"process": group.index, "count": group.count, "host": socket.gethostname()}
     while True:
         try:
-            with socket.create_connection((host, int(port)), timeout=timeout) as connection:
+            address = (host.strip("[]"), int(port))  # IPv6 stands in brackets
+            with socket.create_connection(address, timeout=timeout) as connection:
                 connection.sendall(json.dumps(said).encode() + b"\n")
                 connection.settimeout(timeout + 10)  # it waits for others as long as we would
                 answer = _hear(connection)
@@ -219,9 +204,13 @@ def _hear(connection: socket.socket) -> dict[str, Any] | None:
 
 def _missing(group: Group, there: Mapping[int, str], timeout: float) -> str:
     absent = [index for index in range(group.count) if index not in there]
+    per_slice = group.count // group.slices
     short = {name.partition(".")[0] for name in there.values()}
     silent = [host for host in group.hosts if host.partition(".")[0] not in short]
     names = f"process{'es' if len(absent) > 1 else ''} {', '.join(map(str, absent))}"
+    if group.slices > 1:
+        slices = sorted({index // per_slice for index in absent})
+        names += f" (slice{'s' if len(slices) > 1 else ''} {', '.join(map(str, slices))})"
     where = f"; no process came up on {', '.join(silent)}" if silent else ""
     return (
         f"{names} of {group.count} did not come up within {timeout:.0f} s at the coordinator "
@@ -254,17 +243,19 @@ def _is_tpu_host() -> bool:
     return any(pathlib.Path("/dev").glob("accel*")) or any(pathlib.Path("/dev").glob("vfio/[0-9]*"))
 
 
-def _process_count() -> int:
-    import jax
-
-    return jax.process_count()
-
-
-def _initialize(timeout: float, **settings: Any) -> None:
+def _initialize(timeout: float, group: Group) -> None:
     import jax
 
     flags = os.environ.get("XLA_FLAGS", "")
     # On CPUs only: a build of XLA that does not know a flag ends the process.
     if jax.config.jax_platforms == "cpu" and _CPU_ORDER not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_CPU_ORDER}=false".strip()
-    jax.distributed.initialize(initialization_timeout=int(max(1, timeout)), **settings)
+    jax.distributed.initialize(
+        coordinator_address=group.address,
+        num_processes=group.count,
+        process_id=group.index,
+        local_device_ids=group.local_devices,
+        # JAX's detection would choose other devices of a SLURM node (see `clusters`).
+        cluster_detection_method="deactivate",
+        initialization_timeout=int(max(1, timeout)),
+    )

@@ -6,19 +6,35 @@ folder (`t5_engine.checksums`).
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import fnmatch
+import functools
+import glob
 import hashlib
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from flipped_core.errors import UserError
+from flipped_core import failures, interrupts
+from flipped_core.errors import StorageError, UserError
+from flipped_core.files import read_json
+from flipped_core.owners import Owner, token_is_alive
+from t5_engine import processes
 
 FILE = "manifest.json"
 FORMAT = 1
+_PARTIAL = ".partial"
+
+
+class _Described(NamedTuple):
+    """What a manifest says of a file."""
+
+    bytes: int
+    sha256: str
 
 
 @contextlib.contextmanager
@@ -33,24 +49,43 @@ def new_folder(out: str | pathlib.Path) -> Iterator[pathlib.Path]:
         raise UserError(
             f"{out} exists already; name a folder that does not, nothing is overwritten"
         )
-    beside = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    _remove_left(out)
+    beside = out.with_name(f".{out.name}.{Owner.current().token}{_PARTIAL}")
     try:
         beside.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
-    try:
-        yield beside
-        write(beside)
-        beside.rename(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    remove = functools.partial(shutil.rmtree, beside, ignore_errors=True)
+    kept = f"nothing was written to {out}"
+    with interrupts.at_once(lambda: kept, remove):
+        try:
+            yield beside
+            write(beside)
+            beside.rename(out)
+        except UserError:
+            raise
+        except Exception as error:
+            problem = failures.storage(error) or (str(error) if isinstance(error, OSError) else "")
+            if not problem:
+                raise
+            raise StorageError(
+                f"{out}: cannot be written: {problem}; nothing is left of it"
+            ) from error
+        finally:
+            remove()
+
+
+def _remove_left(out: pathlib.Path) -> None:
+    """Removes what killed processes left of the same folder."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*{_PARTIAL}"):
+        token = left.name.removeprefix(f".{out.name}.").removesuffix(_PARTIAL)
+        if token_is_alive(token) is False:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def write(folder: pathlib.Path) -> None:
     """Writes `manifest.json`: for each file of the folder its length in bytes and its SHA-256."""
-    files = {name: _describe(folder / name) for name in _names(folder)}
+    files = {name: _describe(folder / name)._asdict() for name in _names(folder)}
     content = json.dumps({"format": FORMAT, "files": files}, indent=1)
     (folder / FILE).write_text(content + "\n", encoding="utf-8")
 
@@ -62,25 +97,101 @@ def problems(folder: str | pathlib.Path) -> list[str]:
       UserError: the folder has no manifest, or one that cannot be read.
     """
     folder = pathlib.Path(folder)
+    return _differences(folder, _read(folder / FILE), _names(folder))
+
+
+def refuse_damaged(folder: str | pathlib.Path, patterns: Sequence[str]) -> None:
+    """Refuses a folder whose files are not as its manifest, or that of the folder around it, says.
+
+    Does nothing where no manifest lists the folder, and in buckets. The processes of a run share the work.
+
+    Args:
+      folder: what will be read.
+      patterns: of the names of the files that will be read, such as "*.safetensors".
+
+    Raises:
+      UserError: a file is missing, damaged or not in the manifest, or the manifest itself cannot be read.
+    """
+    if "://" in str(folder):
+        return
     try:
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        listed: dict[str, Any] = content["files"]
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']!r}, expected {FORMAT}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / FILE}: not a manifest: {error}") from None
-    found = _names(folder)
-    told = [f"{name}: missing" for name in listed if name not in set(found)]
-    for name in found:
-        if name not in listed:
-            told.append(f"{name}: not in the manifest")
-        elif (folder / name).stat().st_size != listed[name]["bytes"]:
-            told.append(
-                f"{name}: {(folder / name).stat().st_size} bytes, expected {listed[name]['bytes']}"
-            )
-        elif _describe(folder / name) != listed[name]:
-            told.append(f"{name}: other bytes than were written")
-    return told
+        lines = _damage(pathlib.Path(folder), patterns)
+    except UserError as error:
+        lines = [str(error)]
+    said = (json.loads(text) for text in processes.from_all(json.dumps(lines)))
+    lines = [line for part in said for line in part]
+    if lines:
+        more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
+        raise UserError(f"{folder} is not as it was written: {lines[0]}{more}")
+
+
+def _damage(folder: pathlib.Path, patterns: Sequence[str]) -> list[str]:
+    """What differs of this process's share of the files that match."""
+    for root, prefix in ((folder, ""), (folder.parent, f"{folder.name}/")):
+        if not (root / FILE).exists():
+            continue
+        listed = _read(root / FILE)
+
+        def wanted(name: str, prefix: str = prefix) -> bool:
+            rest = name.removeprefix(prefix)
+            return name.startswith(prefix) and any(fnmatch.fnmatch(rest, p) for p in patterns)
+
+        if prefix and not any(wanted(name) for name in listed):
+            continue
+        there = {name for name in _names(root, prefix) if wanted(name)}
+        names = sorted(there | {name for name in listed if wanted(name)})
+        # Systems put hidden files of their own anywhere; those of zarr are listed.
+        names = [name for name in names if name in listed or "/." not in f"/{name}"]
+        share = names[processes.index() :: processes.count()]
+        expected = {name: listed[name] for name in share if name in listed}
+        return _differences(root, expected, [name for name in share if name in there])
+    return []
+
+
+def _read(file: pathlib.Path) -> Mapping[str, _Described]:
+    """The files that a manifest lists; `UserError` where it is no manifest."""
+    content = read_json(file)
+    if content.get("format") != FORMAT:
+        got = str(content.get("format"))[:80]
+        raise UserError(f"{file}: not a manifest: format {got}, expected {FORMAT}")
+    listed = content.get("files")
+    if not isinstance(listed, dict):
+        raise UserError(f"{file}: not a manifest: files: expected a JSON object")
+    for name, entry in listed.items():
+        fields = entry if isinstance(entry, dict) else {}
+        if type(fields.get("bytes")) is not int or not isinstance(fields.get("sha256"), str):
+            raise UserError(f"{file}: not a manifest: expected bytes and sha256 of {name[:80]!r}")
+    return {name: _Described(entry["bytes"], entry["sha256"]) for name, entry in listed.items()}
+
+
+def _differences(
+    root: pathlib.Path, listed: Mapping[str, _Described], found: Sequence[str]
+) -> list[str]:
+    told = [f"{_shown(name)}: missing" for name in listed if name not in set(found)]
+
+    def compare(name: str) -> str | None:
+        return _difference(root / name, listed[name]) if name in listed else "not in the manifest"
+
+    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        whys = pool.map(compare, found)
+        return told + [
+            f"{_shown(name)}: {why}" for name, why in zip(found, whys, strict=True) if why
+        ]
+
+
+def _difference(file: pathlib.Path, expected: _Described) -> str | None:
+    try:
+        if (size := file.stat().st_size) != expected.bytes:
+            return f"{size} bytes, expected {expected.bytes}"
+        if _describe(file) != expected:
+            return "other bytes than were written"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    return None
+
+
+def _shown(name: str) -> str:
+    return name if name.isprintable() else repr(name)
 
 
 def copy(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -91,14 +202,17 @@ def copy(source: pathlib.Path, target: pathlib.Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _names(folder: pathlib.Path) -> list[str]:
-    """The files below a folder, the manifest left out."""
-    paths = (path for path in folder.rglob("*") if path.is_file())
+def _names(folder: pathlib.Path, prefix: str = "") -> list[str]:
+    """The files below a folder (or below the folder `prefix` in it), the manifest left out."""
+    try:
+        paths = [path for path in (folder / prefix).rglob("*") if path.is_file()]
+    except OSError as error:
+        raise UserError(f"{folder / prefix}: cannot be listed: {error.strerror or error}") from None
     names = (path.relative_to(folder).as_posix() for path in paths)
     return sorted(name for name in names if name != FILE)
 
 
-def _describe(file: pathlib.Path) -> dict[str, Any]:
+def _describe(file: pathlib.Path) -> _Described:
     with open(file, "rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
-    return {"bytes": file.stat().st_size, "sha256": digest}
+    return _Described(file.stat().st_size, digest)

@@ -5,6 +5,7 @@ The mesh has two axes: `data`, over which the batch is split, and `model`, over 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -22,14 +23,20 @@ from t5_engine.config import T5Config
 from t5_engine.model import init_boxed
 
 Batch = Mapping[str, np.ndarray]
+GPU_PLATFORMS = ("gpu", "cuda", "rocm")
 
 
 def make_mesh(model_parallelism: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of (all devices / `model_parallelism`) x `model_parallelism`, axes ("data", "model").
 
+    `data` spans slices and GPU nodes; a row of `model` stays within one and holds neighbors.
+
     Args:
       model_parallelism: the number of devices that share one copy of the weights.
       devices: all devices of the process group where not given.
+
+    Raises:
+      UserError: `model_parallelism` does not divide the devices of a slice or node, or these are of different sizes.
     """
     devices = jax.devices() if devices is None else devices
     if model_parallelism < 1 or len(devices) % model_parallelism:
@@ -37,15 +44,103 @@ def make_mesh(model_parallelism: int = 1, devices: Sequence[jax.Device] | None =
             f"model_parallelism: expected a divisor of the number of devices ({len(devices)}), "
             f"got {model_parallelism}"
         )
-    shape = (len(devices) // model_parallelism, model_parallelism)
     # Always with axis types: jax.make_mesh and Mesh have different defaults.
     types = (AxisType.Auto,) * 2
-    try:
-        return jax.make_mesh(shape, (DATA, MODEL), axis_types=types, devices=devices)
-    except NotImplementedError:
+    shape = (len(devices) // model_parallelism, model_parallelism)
+    slices = devices_by_slice(devices)
+    if len(slices) == 1 and not _has_single_cores(devices):
+        with contextlib.suppress(NotImplementedError):
+            return jax.make_mesh(shape, (DATA, MODEL), axis_types=types, devices=devices)
         # No whole axes of the TPUs' torus have the mesh's sizes, such as 2 of 4x8x8: an axis of it is split.
-        split = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-        return Mesh(split, (DATA, MODEL), axis_types=types)
+    _check_slices(model_parallelism, slices)
+    arranged = _arranged(model_parallelism, devices, len(slices))
+    return Mesh(arranged, (DATA, MODEL), axis_types=types)
+
+
+def devices_by_slice(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
+    """The devices of each TPU slice, or of each domain of GPUs with fast links (a node, mostly).
+
+    JAX gives both as `slice_index`. A backend without it has one slice, and so have processes on CPUs.
+    """
+    slices: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
+    return [slices[index] for index in sorted(slices)]
+
+
+def _check_slices(model_parallelism: int, slices: Sequence[Sequence[jax.Device]]) -> None:
+    kind = "node" if slices[0][0].platform in GPU_PLATFORMS else "slice"
+    sizes = [len(one) for one in slices]
+    if len(set(sizes)) > 1:
+        raise UserError(
+            f"{kind}s: expected equal numbers of devices in each, got {sizes[0]} and "
+            f"{next(size for size in sizes if size != sizes[0])}"
+        )
+    if sizes[0] % model_parallelism:
+        raise UserError(
+            f"model_parallelism: expected a divisor of {sizes[0]}, the devices of each {kind}, "
+            f"got {model_parallelism}"
+        )
+
+
+def _has_single_cores(devices: Sequence[jax.Device]) -> bool:
+    """Whether each core of a TPU v4 chip is a device: JAX arranges such chips only when both cores are one."""
+    return devices[0].device_kind == "TPU v4" and any(
+        getattr(device, "core_on_chip", 0) for device in devices
+    )
+
+
+def _arranged(model_parallelism: int, devices: Sequence[jax.Device], num_slices: int) -> np.ndarray:
+    """The devices [data, model] as JAX arranges them, slice after slice along `data`."""
+    if _has_single_cores(devices):
+        return _arranged_cores(model_parallelism, devices, num_slices)
+    per_slice = (len(devices) // num_slices // model_parallelism, model_parallelism)
+
+    def arrange(split: bool) -> np.ndarray:
+        if num_slices == 1:
+            return mesh_utils.create_device_mesh(
+                per_slice, devices, allow_split_physical_axes=split
+            )
+        return mesh_utils.create_hybrid_device_mesh(
+            per_slice, (num_slices, 1), devices, allow_split_physical_axes=split
+        )
+
+    try:
+        # jax.make_mesh splits axes of the torus on v5e at once.
+        return arrange(devices[0].device_kind in ("TPU v5 lite", "TPU v5e"))
+    except NotImplementedError:
+        return arrange(True)
+
+
+def _arranged_cores(
+    model_parallelism: int, devices: Sequence[jax.Device], num_slices: int
+) -> np.ndarray:
+    """`_arranged` for chips of two devices: the chips as JAX arranges them, the cores of each side by side."""
+
+    def chip(device: Any) -> tuple[Any, ...]:
+        return (getattr(device, "slice_index", None) or 0, *device.coords)
+
+    cores: dict[tuple[Any, ...], list[jax.Device]] = {}
+    for device in sorted(devices, key=lambda device: device.core_on_chip):
+        cores.setdefault(chip(device), []).append(device)
+    number = len(devices) // len(cores)
+    if any(len(found) != number for found in cores.values()):
+        raise UserError(f"devices: expected {number} cores of each chip, got fewer of some")
+    # A row of `model` holds whole chips where it can; else the cores of a chip are in rows that follow each other.
+    together = math.gcd(model_parallelism, number)
+    chips = _arranged(
+        model_parallelism // together, [found[0] for found in cores.values()], num_slices
+    )
+    arranged = np.empty((*chips.shape, number), object)
+    for place, first in np.ndenumerate(chips):
+        arranged[place] = cores[chip(first)]
+    rows, chips_in_row = chips.shape
+    apart = number // together
+    return (
+        arranged.reshape(rows, chips_in_row, apart, together)
+        .swapaxes(1, 2)
+        .reshape(rows * apart, model_parallelism)
+    )
 
 
 def param_shardings(config: T5Config, layout: Layout | Mesh) -> dict[str, Any]:

@@ -1,19 +1,17 @@
 """What a training step and scoring would take on devices that are not at hand: compiled, measured, never run.
 
 The programs are those that the trainer and the scorer run, lowered with abstract arrays: no parameter is allocated.
-With the `libtpu` wheel the TPU compiler works on any machine; without it the programs are compiled for as many virtual
-CPU devices, which tells what travels between devices and how much arithmetic there is, but neither time nor fit.
+With the `libtpu` wheel the TPU compiler works on any machine. Without it, and for GPUs, the programs are compiled for
+as many virtual CPU devices: then the time is unknown, and memory is the CPU compiler's estimate.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
-import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,21 +21,21 @@ from flipped_core.errors import UserError, unknown
 from t5_engine import axes, optimizer, partitioning, scorer, speed
 from t5_engine.batching import Shape
 from t5_engine.config import REMAT_POLICIES, T5Config
-from t5_engine.hlo import Program, Travel
+from t5_engine.hlo import CollectiveStats, Program
 from t5_engine.step import Batch, compiled_step, make_state, make_step, state_shardings
+from t5_engine.topologies import Topology
 
 METHODS = ("direct", "channel", "flipped")
-GIB = 2**30
-# By generation, as its maker states it: HBM of a chip in GiB, bytes/s that all its links to other chips bring in, and
-# JAX's `device_kind`.
-CHIPS = {
-    "v4": (32, 300e9, "TPU v4"),
-    "v5e": (16, 200e9, "TPU v5 lite"),
-    "v5p": (95, 600e9, "TPU v5p"),
-    "v6e": (32, 400e9, "TPU v6 lite"),
-}
+# The share of a GPU's memory that a step may take by the CPU compiler's estimate.
+GPU_MEMORY_SHARE = 0.9
 LEAST_EFFORT = {"exec_time_optimization_effort": -1.0}
-_TOPOLOGY = re.compile(r"(v\w+):(\d+(?:x\d+){1,2})")
+# For virtual devices: a quarter of the time for XL, and the same memory and collectives.
+_CPU_OPTIONS = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+# Calls whose cost the TPU compiler does not know; it counts -1 s for each.
+_COSTLESS = ("ConcatBitcast", "SliceId", "ZeroCrop")
 # The compiler's refusals. Of the two forms only the first was met with libtpu 0.0.42.1.
 _OUT_OF_MEMORY = re.compile(
     r"out of memory on HBM, .{0,60}?\(([\d.]+)([KMGT])\)"
@@ -48,30 +46,7 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclasses.dataclass(frozen=True)
-class Machine:
-    """Devices that a plan is made for.
-
-    Attributes:
-      topology: such as "v5p:4x4x4".
-      devices: of the TPU topology, or virtual CPU devices.
-      memory: bytes of a chip's HBM.
-      rate: a chip's nominal FLOP/s in bfloat16.
-      link_rate: nominal bytes/s that reach a chip from all others.
-      is_tpu: whether the TPU compiler is at hand.
-      quick: whether it works with the least effort: less time, and an estimate that may be a fifth off.
-    """
-
-    topology: str
-    devices: Sequence[Any]
-    memory: int
-    rate: float
-    link_rate: float
-    is_tpu: bool
-    quick: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
+class StepConfig:
     """What is planned; the names are those of the recipe's macros."""
 
     model: T5Config
@@ -92,18 +67,20 @@ class Setup:
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class CompileStats:
     """What one compiled program says of itself.
 
     Attributes:
-      fits: whether it fits in a chip's memory; None where only the TPU compiler knows.
+      fits: whether it fits in a chip's memory: by the TPU compiler, for GPUs by the CPU compiler's estimate; None is
+        unknown.
       memory: bytes on a device by kind: "arguments", "outputs", "aliased" (outputs in the place of arguments),
-        "temporary", "code", and "peak", the most data that is there at a time. Where it does not fit the compiler
-        tells the peak alone.
+        "temporary", "code", and "peak", the most data that is there at a time. Where it does not fit the TPU compiler
+        gives the peak alone.
       flops: of the matrix products on all devices, those in loops as often as they run, remat's included.
       seconds: the compiler's estimate, its cycles in loops as often as they run; None on CPUs or where it does not fit.
       seconds_once: the same as the compiler gives it, with the body of each loop once.
-      collectives: by kind, what travels in one run.
+      collectives: by kind, those of one run.
+      between_slices: by kind, what of them crosses the network between slices or nodes; see `hlo.Program`.
       compile_seconds: by the clock of this machine.
     """
 
@@ -112,182 +89,126 @@ class Measured:
     flops: float
     seconds: float | None
     seconds_once: float | None
-    collectives: dict[str, Travel]
+    collectives: dict[str, CollectiveStats]
+    between_slices: dict[str, CollectiveStats]
     compile_seconds: float
 
 
-def tpu_compiler() -> bool:
-    """Whether the `libtpu` wheel is installed."""
-    return importlib.util.find_spec("libtpu") is not None
-
-
-def chips(topology: str) -> tuple[str, int]:
-    """("v5p", 64) of "v5p:4x4x4".
-
-    Raises:
-      UserError: it is no topology of a known generation.
-    """
-    found = _TOPOLOGY.fullmatch(topology)
-    if not found or found[1] not in CHIPS:
-        generation = topology.partition(":")[0]
-        if generation not in CHIPS:
-            raise unknown("topology", topology, [f"{name}:…" for name in CHIPS])
-        raise UserError(f"topology: expected such as v5e:4x4 or v5p:4x4x4, got {topology!r}")
-    count = math.prod(map(int, found[2].split("x")))
-    if not count:
-        raise UserError(f"topology: expected at least one chip, got {topology!r}")
-    return found[1], count
-
-
-def machine(topology: str, tpu: bool | None = None, quick: bool = False) -> Machine:
-    """The devices of a topology: the TPU compiler's where it is at hand (or `tpu` says so), else virtual ones.
-
-    Virtual devices can be had only before JAX has made others.
-    """
-    generation, count = chips(topology)
-    memory, link_rate, kind = CHIPS[generation]
-    rate = speed.nominal_rate(kind)
-    assert rate is not None
-    tpu = tpu_compiler() if tpu is None else tpu
-    devices = _tpu_devices(topology, generation) if tpu else _virtual_devices(count)
-    return Machine(topology, devices, memory * GIB, rate, link_rate, tpu, quick and tpu)
-
-
-def _tpu_devices(topology: str, generation: str) -> Sequence[Any]:
-    # No TPU is touched: neither the cloud's metadata nor the lock of the one process that uses the chips matters.
-    # Without a host and a type, whatever they are, the library complains on standard error.
-    for name, value in (
-        ("TPU_SKIP_MDS_QUERY", "1"),
-        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
-        ("TPU_WORKER_HOSTNAMES", "localhost"),
-        ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
-    ):
-        os.environ.setdefault(name, value)
-    from jax.experimental import topologies
-
-    # The two cores of a v4 chip work as one device, as they do where JAX runs on it.
-    options = {"chip_config_name": "megacore"} if generation == "v4" else {}
-    try:
-        return topologies.get_topology_desc(topology, "tpu", **options).devices
-    except jax.errors.JaxRuntimeError as error:
-        raise UserError(f"topology: the TPU compiler refuses {topology!r}: {error}") from None
-
-
-def _virtual_devices(count: int) -> Sequence[Any]:
-    try:
-        jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # devices are there already
-        pass
-    devices = jax.devices("cpu")
-    if len(devices) < count:
-        raise UserError(
-            f"topology: expected at most {len(devices)} chips, the virtual devices of this process, got {count}"
-        )
-    return devices[:count]
-
-
-def rows(setup: Setup, data: int) -> int:
+def rows(config: StepConfig, data: int) -> int:
     """The batch with the rows of weight 0 that fill it up, for so many devices of the data axis."""
-    multiple = data * setup.microbatches
-    return -(-setup.batch_size // multiple) * multiple
+    multiple = data * config.microbatches
+    return -(-config.batch_size // multiple) * multiple
 
 
-def train_step(setup: Setup, target: Machine) -> Measured:
+def train_step(config: StepConfig, topology: Topology) -> CompileStats:
     """Compiles the train step with the recipe's optimizer, for that machine."""
-    mesh = partitioning.make_mesh(setup.model_parallelism, target.devices)
-    layout = axes.Layout(mesh, axes.rules(setup.fsdp))
+    mesh = partitioning.make_mesh(config.model_parallelism, topology.devices)
+    layout = axes.Layout(mesh, axes.rules(config.fsdp))
     transform = optimizer.make("adafactor", 1e-4)
-    abstract = jax.eval_shape(lambda: make_state(setup.model, transform, 0))
-    shardings = state_shardings(abstract, setup.model, layout)
+    abstract = jax.eval_shape(lambda: make_state(config.model, transform, 0))
+    shardings = state_shardings(abstract, config.model, layout)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract,
         shardings,
     )
     step = make_step(
-        setup.model,
+        config.model,
         transform,
         layout,
-        lambda_unlikelihood=3.0 if setup.method == "flipped" else 0.0,
-        microbatches=setup.microbatches,
+        lambda_unlikelihood=3.0 if config.method == "flipped" else 0.0,
+        microbatches=config.microbatches,
     )
-    traced = compiled_step(step, shardings).trace(state, _batch(setup, mesh))
-    return measure(traced.lower(), target, product_flops(traced.jaxpr.jaxpr))
+    traced = compiled_step(step, shardings).trace(state, _batch(config, mesh))
+    return measure(traced.lower(), topology, product_flops(traced.jaxpr.jaxpr))
 
 
-def _batch(setup: Setup, mesh: jax.sharding.Mesh) -> Batch:
-    size, by_rows = rows(setup, mesh.shape[axes.DATA]), partitioning.by_rows(mesh)
+def _batch(config: StepConfig, mesh: jax.sharding.Mesh) -> Batch:
+    size, by_rows = rows(config, mesh.shape[axes.DATA]), partitioning.by_rows(mesh)
 
     def array(*rest: int, dtype: Any = jnp.int32) -> Any:
         return jax.ShapeDtypeStruct((size, *rest), dtype, sharding=by_rows)
 
     batch = {
-        "encoder_input_tokens": array(setup.inputs),
-        "decoder_input_tokens": array(setup.targets),
-        "decoder_target_tokens": array(setup.targets),
-        "decoder_loss_weights": array(setup.targets, dtype=jnp.float32),
+        "encoder_input_tokens": array(config.inputs),
+        "decoder_input_tokens": array(config.targets),
+        "decoder_target_tokens": array(config.targets),
+        "decoder_loss_weights": array(config.targets, dtype=jnp.float32),
     }
-    if setup.method == "flipped":
-        batch["wrong_encoder_input_tokens"] = array(setup.inputs)
+    if config.method == "flipped":
+        batch["wrong_encoder_input_tokens"] = array(config.inputs)
         batch["wrong_weights"] = array(dtype=jnp.float32)
     return batch
 
 
-def scoring(setup: Setup, target: Machine) -> dict[str, Measured]:
+def scoring(config: StepConfig, topology: Topology) -> dict[str, CompileStats]:
     """Compiles the scorer's two programs, "encode" and "decode", for a full batch of the longest pairs."""
-    mesh = partitioning.make_mesh(setup.model_parallelism, target.devices)
-    pairs = max(1, scorer.TOKENS_ACCELERATOR // (setup.inputs + setup.targets))
-    of_inputs, of_targets = (pairs, setup.inputs), (pairs, setup.targets)
+    mesh = partitioning.make_mesh(config.model_parallelism, topology.devices)
+    pairs = max(1, scorer.TOKENS_ACCELERATOR // (config.inputs + config.targets))
+    of_inputs, of_targets = (pairs, config.inputs), (pairs, config.targets)
     shape = Shape(math.prod(of_inputs), *of_inputs, math.prod(of_targets), *of_targets)
     return {
-        name: measure(traced.lower(), target, product_flops(traced.jaxpr.jaxpr))
-        for name, traced in scorer.traced(setup.model, mesh, shape).items()
+        name: measure(traced.lower(), topology, product_flops(traced.jaxpr.jaxpr))
+        for name, traced in scorer.traced(config.model, mesh, shape).items()
     }
 
 
-def measure(lowered: Any, target: Machine, flops: float) -> Measured:
+def measure(lowered: Any, topology: Topology, flops: float) -> CompileStats:
     """Compiles a program and reads what it says of itself; one that does not fit is a result too."""
     began = time.perf_counter()
     try:
-        compiled = lowered.compile(LEAST_EFFORT if target.quick else None)
+        compiled = lowered.compile(_compiler_options(topology))
     except jax.errors.JaxRuntimeError as error:
         peak = out_of_memory(str(error))
         if peak is None:
             raise
         seconds = time.perf_counter() - began
-        return Measured(False, {"peak": peak}, flops, None, None, {}, seconds)
+        return CompileStats(False, {"peak": peak}, flops, None, None, {}, {}, seconds)
     seconds = time.perf_counter() - began
     program = Program(compiled.as_text())
     factor = program.loop_factor()
     cost = compiled.cost_analysis() or {}
-    once = seconds_once(cost, program) if target.is_tpu else None
-    return Measured(
-        True if target.is_tpu else None,
-        memory_by_kind(compiled.memory_analysis()),
+    once = seconds_once(cost, program) if topology.is_tpu else None
+    memory = memory_by_kind(compiled.memory_analysis(), topology.is_tpu)
+    name = topology.name
+    fits = True if topology.is_tpu else None
+    if name.is_gpu:
+        fits = memory["peak"] <= GPU_MEMORY_SHARE * topology.memory
+    return CompileStats(
+        fits,
+        memory,
         flops,
         once * factor if once and factor else None,
         once,
         program.collectives(),
+        program.between_slices(name.per_slice) if name.slices > 1 else {},
         seconds,
     )
+
+
+def _compiler_options(topology: Topology) -> dict[str, Any] | None:
+    if not topology.is_tpu:
+        return _CPU_OPTIONS
+    return LEAST_EFFORT if topology.quick else None
 
 
 def seconds_once(cost: Mapping[str, float], program: Program) -> float | None:
     """The TPU compiler's `optimal_seconds`, each loop body once; None where it gives no time.
 
-    It counts -1 s for each `ConcatBitcast`, a copy whose cost it does not know: a step of XL with 69 of them has
-    -68.887 s. These count 0 here.
+    It counts -1 s for each call whose cost it does not know: a step of XL with 69 `ConcatBitcast` has -68.887 s. These
+    count 0 here.
     """
-    seconds = cost.get("optimal_seconds", 0.0) + program.custom_calls("ConcatBitcast")
+    seconds = cost.get("optimal_seconds", 0.0) + program.custom_calls(*_COSTLESS)
     return seconds if seconds > 0 else None
 
 
-def memory_by_kind(analysis: Any) -> dict[str, int]:
-    """Bytes on one device, of what the compiler reports.
+def memory_by_kind(analysis: Any, is_tpu: bool) -> dict[str, int]:
+    """Bytes on one device, of what the compiler reports; the peak holds arguments and outputs, but not the code.
 
-    The temporary ones are more than are there at a time; the peak holds arguments and outputs, but not the code.
+    On TPUs the temporary arrays are together more than are there at a time. The CPU compiler counts those that share
+    their place once and leaves them out of its peak, which is their sum with arguments and outputs here.
     """
-    return {
+    memory = {
         "arguments": analysis.argument_size_in_bytes,
         "outputs": analysis.output_size_in_bytes,
         "aliased": analysis.alias_size_in_bytes,
@@ -295,6 +216,11 @@ def memory_by_kind(analysis: Any) -> dict[str, int]:
         "code": analysis.generated_code_size_in_bytes,
         "peak": analysis.peak_memory_in_bytes,
     }
+    if not is_tpu:
+        memory["peak"] = (
+            memory["arguments"] + memory["outputs"] - memory["aliased"] + memory["temporary"]
+        )
+    return memory
 
 
 def out_of_memory(message: str) -> int | None:
@@ -328,55 +254,97 @@ def _inner(params: dict[str, Any]) -> Iterator[Any]:
                 yield one
 
 
-def mfu(setup: Setup, target: Machine, seconds: float) -> float:
+def mfu(config: StepConfig, topology: Topology, seconds: float) -> float:
     """The share of the chips' nominal rate at that time: useful arithmetic of the batch without its padding."""
-    wrong = setup.method == "flipped"
-    useful = speed.step_flops(setup.model, setup.inputs, setup.targets, with_wrong=wrong)
-    return setup.batch_size * useful / (seconds * target.rate * len(target.devices))
+    wrong = config.method == "flipped"
+    useful = speed.step_flops(config.model, config.inputs, config.targets, with_wrong=wrong)
+    return config.batch_size * useful / (seconds * topology.rate * len(topology.devices))
 
 
-def travel_seconds(collectives: Mapping[str, Travel], target: Machine) -> float:
+def travel_seconds(collectives: Mapping[str, CollectiveStats], topology: Topology) -> float | None:
     """The least that the collectives take: the bytes of their results at the nominal rate of all of a chip's links.
 
     An axis of the mesh that lies along some of a torus's axes has only their links, a torus without its wrap-around
-    has fewer, and an all-reduce whose result every device keeps brings it in twice.
+    has fewer, and an all-reduce whose result every device keeps brings it in twice. What crosses the network between
+    slices is not in it. None where the rate is unknown.
     """
-    return sum(one.bytes for one in collectives.values()) / target.link_rate
+    if topology.link_rate is None:
+        return None
+    return sum(one.bytes for one in collectives.values()) / topology.link_rate
 
 
-def changes(setup: Setup, devices: int) -> Iterator[tuple[str, Setup]]:
-    """What may make a step fit, the smallest change first: one setting alone, then several together."""
+def changes(config: StepConfig, per_slice: int) -> Iterator[tuple[str, StepConfig]]:
+    """What may make a step fit, the smallest change first: one setting alone, then several together.
 
-    policies = REMAT_POLICIES[REMAT_POLICIES.index(setup.model.remat) + 1 :]
+    Args:
+      config: what does not fit.
+      per_slice: devices of a slice or node, within which a copy of the weights stays.
+    """
+
+    policies = REMAT_POLICIES[REMAT_POLICIES.index(config.model.remat) + 1 :]
     for policy in policies:
-        yield f"remat {policy}", _with_remat(setup, policy)
+        yield f"remat {policy}", _with_remat(config, policy)
     done = ["remat full"] if policies else []
-    base = _with_remat(setup, "full")
+    base = _with_remat(config, "full")
 
-    def with_microbatches() -> Iterator[tuple[str, Setup]]:
-        for number in (2 * setup.microbatches, 4 * setup.microbatches):
+    def with_microbatches() -> Iterator[tuple[str, StepConfig]]:
+        for number in (2 * config.microbatches, 4 * config.microbatches):
             words = ", ".join([*done, f"{number} microbatches"])
             yield words, dataclasses.replace(base, microbatches=number)
 
     yield from with_microbatches()
-    if not setup.fsdp:
+    if not config.fsdp:
         base = dataclasses.replace(base, fsdp=True)
         done.append("FSDP")
         yield ", ".join(done), base
         yield from with_microbatches()
-    size = 2 * setup.model_parallelism
-    while size <= devices and not (devices % size or setup.model.joined_kv % size):
+    size = 2 * config.model_parallelism
+    while size <= per_slice and not (per_slice % size or config.model.joined_kv % size):
         words = ", ".join([*done, f"model parallelism {size}"])
         yield words, dataclasses.replace(base, model_parallelism=size)
         size *= 2
 
 
-def _with_remat(setup: Setup, policy: str) -> Setup:
-    return dataclasses.replace(setup, model=setup.model.replace(remat=policy))
+def _with_remat(config: StepConfig, policy: str) -> StepConfig:
+    return dataclasses.replace(config, model=config.model.replace(remat=policy))
 
 
 def smallest_fit(
-    candidates: Iterator[tuple[str, Setup]], fits: Callable[[str, Setup], bool | None]
+    candidates: Iterator[tuple[str, StepConfig]], fits: Callable[[str, StepConfig], bool | None]
 ) -> str | None:
     """The first change with which it fits, each actually tried; None where none does."""
-    return next((words for words, setup in candidates if fits(words, setup)), None)
+    return next((words for words, config in candidates if fits(words, config)), None)
+
+
+def proposals(config: StepConfig, chips: int, per_slice: int) -> Iterator[StepConfig]:
+    """Meshes, REMAT and MICROBATCHES for GPUs, in the order in which they are tried; the first that fits is proposed.
+
+    Weights are split over all devices (FSDP). Microbatches cost less than computing everything again, so remat minimal
+    with up to four comes before remat full, and a model axis last.
+    """
+    parallelism = 1
+    while parallelism <= per_slice and not config.model.joined_kv % parallelism:
+        rows_each = -(-config.batch_size * parallelism // chips)
+        for policy, microbatches in (
+            *(("minimal", number) for number in (1, 2, 4)),
+            *(("full", number) for number in (1, 2, 4, 8)),
+        ):
+            if microbatches <= max(1, rows_each):
+                yield dataclasses.replace(
+                    _with_remat(config, policy),
+                    fsdp=True,
+                    model_parallelism=parallelism,
+                    microbatches=microbatches,
+                )
+        parallelism *= 2
+
+
+def first_fit(
+    candidates: Iterator[StepConfig], compiled: Callable[[StepConfig], CompileStats]
+) -> tuple[StepConfig, CompileStats] | None:
+    """The first configuration that fits, with its compiled program; None where none does."""
+    for config in candidates:
+        stats = compiled(config)
+        if stats.fits:
+            return config, stats
+    return None

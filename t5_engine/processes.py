@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from flipped_core import locks
 from flipped_core.errors import UserError
 
+_GATHERED = "_told_to_all"  # an attribute of an exception
 _SMALLEST = 1024  # bytes; longer messages are rounded up to few lengths, for each of which a program is compiled
 
 
@@ -29,16 +31,24 @@ class OtherFailed(UserError):
 
 def count() -> int:
     """The number of processes of the run; where they have not joined, no device is looked for."""
+    jax = sys.modules.get("jax")  # processes that have joined have imported it
+    return jax.process_count() if jax is not None and jax.distributed.is_initialized() else 1
+
+
+def index() -> int:
+    """The number of this process, from 0."""
     import jax
 
-    return jax.process_count() if jax.distributed.is_initialized() else 1
+    return 0 if count() == 1 else jax.process_index()
 
 
 def is_first() -> bool:
     """Whether this process is the one that writes and prints."""
+    if count() == 1:
+        return True
     import jax
 
-    return count() == 1 or jax.process_index() == 0
+    return jax.process_index() == 0
 
 
 @contextlib.contextmanager
@@ -49,9 +59,30 @@ def one_for_all() -> Iterator[None]:
     except OtherFailed:
         raise
     except BaseException as error:
-        _gather(f"{_name()}: {str(error) or type(error).__name__}")
+        if count() > 1 and not hasattr(error, _GATHERED):
+            _gather(f"{_name()}: {str(error) or type(error).__name__}")
+            setattr(error, _GATHERED, True)  # not again in a block around this one
         raise
     agree()
+
+
+@contextlib.contextmanager
+def hold(folder: str, what: str) -> Iterator[locks.Lock | None]:
+    """Makes this run the owner of a folder; of several processes the first holds it, and all are refused together.
+
+    Args:
+      folder: local or in a bucket.
+      what: how the user calls it, such as "MODEL_DIR".
+
+    Raises:
+      UserError: another run holds it.
+    """
+    with contextlib.ExitStack() as stack:
+        lock = None
+        with one_for_all():
+            if is_first():
+                lock = stack.enter_context(locks.hold(folder, what))
+        yield lock
 
 
 def agree() -> None:
@@ -79,6 +110,14 @@ def from_first(make: Callable[[], Any]) -> Any:
         size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
         told = multihost_utils.broadcast_one_to_all(_padded(text, _rounded(size)))
     return made if is_first() else json.loads(np.asarray(told).tobytes()[:size])
+
+
+def from_all(text: str) -> list[str]:
+    """What each process says, in their order; all of them call it."""
+    if count() == 1:
+        return [text]
+    agree()
+    return _gather(text)
 
 
 def refuse_differences(known: Mapping[str, str]) -> None:

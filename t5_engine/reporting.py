@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
+import os
 import pathlib
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
-import tensorboardX
 import tqdm
+from tensorboardX import event_file_writer
+from tensorboardX.proto import event_pb2, summary_pb2
+
+from flipped_core.errors import UserError
+from flipped_core.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -55,7 +61,7 @@ class Reporter:
         """
         self._file = model_dir / METRICS_FILE
         _drop_after(self._file, first_step)
-        self._writer = tensorboardX.SummaryWriter(str(model_dir), purge_step=first_step + 1)
+        self._scalars = _Scalars(model_dir, purge_step=first_step + 1)
         self._steps, self._period, self._label = steps, period, label
         self._nominal_rate = nominal_rate
         self._bar = (
@@ -115,11 +121,9 @@ class Reporter:
 
     def _report(self, step: int, learning_rate: float) -> None:
         row = {"step": step, **self._means(), "learning_rate": learning_rate, **self._speeds()}
-        with self._file.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        for name, value in row.items():
-            if name != "step":
-                self._writer.add_scalar(f"train/{name}", value, step)
+        _append(self._file, json.dumps(row) + "\n")
+        scalars = {f"train/{name}": value for name, value in row.items() if name != "step"}
+        self._scalars.write(step, scalars)
         self._show(row)
         self._sums, self._here, self._since = {}, {}, time.perf_counter()
 
@@ -168,7 +172,48 @@ class Reporter:
         """Closes the bar and the files."""
         if self._bar is not None:
             self._bar.close()
+        self._scalars.close()
+
+
+class _Scalars:
+    """TensorBoard's event file, written by the thread that calls.
+
+    tensorboardX's `SummaryWriter` writes in a thread, which a full disk ends; its caller then waits forever.
+    """
+
+    def __init__(self, folder: pathlib.Path, purge_step: int) -> None:
+        """TensorBoard leaves out what earlier files say of steps from `purge_step` on."""
+        self._writer = event_file_writer.EventsWriter(str(folder / "events"))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._writer.write_event(
+            event_pb2.Event(wall_time=time.time(), step=purge_step, session_log=start)
+        )
+        self._writer.flush()
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        values = [
+            summary_pb2.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()
+        ]
+        summary = summary_pb2.Summary(value=values)
+        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+        self._writer.flush()
+
+    def close(self) -> None:
         self._writer.close()
+
+
+def _append(file: pathlib.Path, line: str) -> None:
+    """Adds a line; where it cannot be written, as on a full disk, no part of it stays."""
+    with file.open("ab", buffering=0) as out:
+        before = out.seek(0, os.SEEK_END)
+        try:
+            data = line.encode()
+            while data:
+                data = data[out.write(data) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                out.truncate(before)
+            raise
 
 
 def _add(sums: dict[str, float], values: Mapping[str, float]) -> None:
@@ -177,16 +222,44 @@ def _add(sums: dict[str, float], values: Mapping[str, float]) -> None:
 
 
 def _drop_after(file: pathlib.Path, step: int) -> None:
-    """Keeps the rows up to `step`: those after it will come again, and an interrupted last line goes too."""
-    if not file.exists():
+    """Keeps the rows up to `step`, once each: those after it will come again.
+
+    A line that is no row, such as the last one of a run that was killed, is dropped with a warning.
+
+    Raises:
+      UserError: the file cannot be read or written.
+    """
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
         return
-    kept = []
-    for line in file.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from None
+    kept: dict[int, bytes] = {}
+    damaged = []
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if not line:
             continue
-    partial = file.with_suffix(".partial")
-    partial.write_text("".join(kept))
-    partial.replace(file)
+        if (at := _step_of(line)) is None:
+            damaged.append(number)
+        elif at <= step:
+            kept.setdefault(at, line)
+    if damaged:
+        which = f"line {damaged[0]} is" if len(damaged) == 1 else f"{len(damaged)} lines are"
+        print(
+            f"warning: {file}: {which} damaged and dropped (expected a JSON object with its step)",
+            file=sys.stderr,
+            flush=True,
+        )
+    rows = [kept[at].decode() + "\n" for at in sorted(kept)]
+    write_atomically(file, "".join(rows))
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a row; None where the line is none."""
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if type(step) is int and step > 0 else None

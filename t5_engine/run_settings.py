@@ -10,7 +10,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from flipped_core.settings import Resume, check_fields, setting
-from t5_engine import launch
+from t5_engine import compilation_cache, launch
 
 if TYPE_CHECKING:
     import optax
@@ -28,7 +28,7 @@ class ProcessGroup:
     """How the processes of a run find each other; `join` connects this one to the others."""
 
     coordinator_address: str | None = setting(
-        '"host:port" of process 0; None detects SLURM and TPU pods.',
+        '"host:port" of process 0; None detects SLURM, Open MPI, TPU pods and a JobSet.',
         None,
         macro="COORDINATOR_ADDRESS",
         option="coordinator_address",
@@ -60,12 +60,21 @@ class ProcessGroup:
         maximum=604_800,
         resume=Resume.LOCAL,
     )
+    compilation_cache_dir: str | None = setting(
+        "Folder or bucket for compiled programs, reused by later starts; None, JAX_COMPILATION_CACHE_DIR if set.",
+        None,
+        macro="COMPILATION_CACHE_DIR",
+        option="compilation_cache_dir",
+        path=True,
+        resume=Resume.LOCAL,
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def join(self) -> bool:
         """Connects to the other processes, if any; see `launch.start`. Call it before any use of JAX."""
+        compilation_cache.enable(self.compilation_cache_dir)
         return launch.start(
             self.coordinator_address,
             self.process_count,
@@ -187,6 +196,12 @@ class TrainConfig(ProcessGroup):
         macro="KEEP_EVERY",
         unit="steps",
         minimum=1,
+        resume=Resume.FREE,
+    )
+    verify_checkpoints: bool = setting(
+        "Whether every byte that is read of a checkpoint is compared with its checksum first.",
+        True,
+        macro="VERIFY_CHECKPOINTS",
         resume=Resume.FREE,
     )
     log_period: int = setting(

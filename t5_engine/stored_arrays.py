@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+import os
 import pathlib
 import re
 from collections.abc import Callable, Mapping
@@ -29,6 +31,8 @@ _CONTEXT = {
     "cache_pool": {"total_bytes_limit": 0},
     "gcs_request_retries": {"max_retries": 5, "initial_delay": "0.5s", "max_delay": "8s"},
 }
+# What TensorStore raises for files that are not as a writer left them.
+_UNREADABLE = (ValueError, OSError, TypeError, KeyError, OverflowError)
 _IN_BUCKET = re.compile(r"gs://([^/]+)/?(.*)", re.DOTALL)
 
 
@@ -61,33 +65,42 @@ class Folder:
                 files = tensorstore.KvStore.open(_place(self.path), context=self._context)
                 self._files = files.result()
             found = self._files.read(name).result()
-        except (ValueError, OSError) as error:
+        except _UNREADABLE as error:
             raise UserError(f"{self.path}/{name}: cannot be read: {_first_line(error)}") from None
         return found.value if found.state == "value" else None
 
-    def array(self, name: str, *, ocdbt: bool = False, zarr3: bool = False) -> StoredArray:
+    def array(
+        self, name: str, *, ocdbt: bool = False, zarr3: bool = False, fill_missing: bool = False
+    ) -> StoredArray:
         """The array of that name.
 
         Args:
           name: the folder's name, or its key in the database.
           ocdbt: whether the arrays stand in a database.
           zarr3: whether it is of zarr's third format rather than its second.
+          fill_missing: whether a chunk that is not there stands for zeros, as a writer may leave it out; else it is an
+            error when the array is read.
 
         Raises:
-          UserError: there is none, or its description cannot be read.
+          UserError: there is none, or its description cannot be read, or no machine's memory holds it.
         """
         if ocdbt:
             place: dict[str, Any] = {"driver": "ocdbt", "base": _place(self.path)}
             place["path"] = f"{name}/"
         else:
             place = _place(f"{self.path}/{name}")
-        spec = {"driver": "zarr3" if zarr3 else "zarr", "kvstore": place}
+        spec = {
+            "driver": "zarr3" if zarr3 else "zarr",
+            "kvstore": place,
+            "fill_missing_data_reads": fill_missing,
+        }
         try:
             store = tensorstore.open(spec, open=True, context=self._context).result()
-        except (ValueError, OSError) as error:
+        except _UNREADABLE as error:
             raise UserError(
                 f"{self.path}: array {name!r} cannot be read: {_first_line(error)}"
             ) from None
+        _refuse_too_large(f"{self.path}/{name}", store)
         return StoredArray(f"{self.path}/{name}", store)
 
 
@@ -108,7 +121,7 @@ class StoredArray:
         """The whole array, of the type in which it is stored."""
         try:
             return np.asarray(self._store.read().result())
-        except (ValueError, OSError) as error:
+        except _UNREADABLE as error:
             raise UserError(f"{self.name}: cannot be read: {_first_line(error)}") from None
 
 
@@ -126,7 +139,7 @@ class HeldArray:
 
 
 Stored = StoredArray | HeldArray
-Opener = Callable[[], Stored]
+Opener = Callable[..., Stored]  # with `fill_missing` as in `Folder.array`
 
 
 def orbax_arrays(folder: Folder) -> dict[Path, Opener] | None:
@@ -139,21 +152,24 @@ def orbax_arrays(folder: Folder) -> dict[Path, Opener] | None:
         return None
     try:
         description = json.loads(content)
-        entries = [
-            (tuple(str(key["key"]) for key in entry["key_metadata"]), entry["value_metadata"])
-            for entry in description["tree_metadata"].values()
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        entries = []
+        for entry in description["tree_metadata"].values():
+            path = tuple(str(key["key"]) for key in entry["key_metadata"])
+            value = entry["value_metadata"]
+            if value.get("value_type") != "None" and not value.get("skip_deserialize"):
+                entries.append(path)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{folder.path}/{ORBAX_TREE}: not a description of a tree: {error}"
+            f"{folder.path}/{ORBAX_TREE}: not a description of a tree: {type(error).__name__}: {error}"
         ) from None
+    for path in entries:
+        name_in_spec({"path": ".".join(path)}, f"{folder.path}/{ORBAX_TREE}")
     ocdbt = folder.read("manifest.ocdbt") is not None
     zarr3 = bool(description.get("use_zarr3"))
     # Names that hold no dots, as ours and T5X's, are joined with dots.
     return {
         path: functools.partial(folder.array, ".".join(path), ocdbt=ocdbt, zarr3=zarr3)
-        for path, value in entries
-        if value.get("value_type") != "None" and not value.get("skip_deserialize")
+        for path in entries
     }
 
 
@@ -175,6 +191,20 @@ def name_in_spec(spec: Mapping[str, Any], where: str) -> str:
     if not name or any(part in ("", ".", "..") for part in name.split("/")):
         raise UserError(f"{where}: expected the name of an array beside it, got {path!r}")
     return name
+
+
+def _refuse_too_large(name: str, store: Any) -> None:
+    """Refuses an array that does not fit into this machine's memory, before memory is asked for."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for what, shape in (
+        ("it", store.shape),
+        ("a chunk", store.chunk_layout.read_chunk.shape or ()),
+    ):
+        size = math.prod(shape) * store.dtype.numpy_dtype.itemsize
+        if size > memory:
+            raise UserError(
+                f"{name}: {what} has shape {list(shape)}, {size:,} bytes, which is more than this machine's memory"
+            )
 
 
 def _place(path: str) -> dict[str, Any]:

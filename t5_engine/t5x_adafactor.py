@@ -31,23 +31,30 @@ KINDS = ("v_row", "v_col", "v")
 MOMENTUM = "m"
 
 
-def moments_in_t5x(arrays: Mapping[Path, Opener]) -> dict[Path, np.ndarray] | None:
+def moments_in_t5x(
+    arrays: Mapping[Path, Opener], *, fresh: bool = False
+) -> dict[Path, np.ndarray] | None:
     """The moments of a T5X checkpoint; None where its state is of another optimizer.
 
     Args:
       arrays: those below "param_states".
+      fresh: whether they are of step 0: all zeros, which T5X need not have stored. Later ones are never zero.
 
     Raises:
-      UserError: momentum is in use.
+      UserError: momentum is in use, or a part of a moment is missing.
     """
     if not any(path[-1] in ("v_row", "v_col") for path in arrays):
         return None
     for path, opener in arrays.items():
-        if path[-1] == MOMENTUM and np.any(opener().read()):
+        if path[-1] == MOMENTUM and np.any(opener(fill_missing=True).read()):
             raise UserError(
                 f"optimizer state {'/'.join(path)!r}: momentum is in use, which our Adafactor does not have"
             )
-    return {path: opener().read() for path, opener in arrays.items() if path[-1] in KINDS}
+    return {
+        path: opener(fill_missing=fresh).read()
+        for path, opener in arrays.items()
+        if path[-1] in KINDS
+    }
 
 
 def moments_in_ours(arrays: Mapping[Path, Opener]) -> dict[Path, np.ndarray]:

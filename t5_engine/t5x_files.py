@@ -97,11 +97,26 @@ def read(path: str | pathlib.Path) -> Tree:
 
 
 def step_of(tree: Tree) -> int:
-    """The training step of a checkpoint; what its folder is called where it does not say; else 0."""
-    if (stored := tree.get((STATE, "step"))) is not None:
-        return int(stored.read())
-    named = _STEP.fullmatch(tree.path.rpartition("/")[2])
-    return int(named[1]) if named else 0
+    """The training step of a checkpoint; what its folder is called where it does not say; else 0.
+
+    Raises:
+      UserError: the step is none, or not that of the folder's name.
+    """
+    match = _STEP.fullmatch(tree.path.rpartition("/")[2])
+    named = int(match[1]) if match else None
+    open_ = tree.below(STATE).get(("step",))
+    if open_ is None:
+        return named or 0
+    step = open_(fill_missing=True).read()
+    if step.size != 1 or not np.issubdtype(step.dtype, np.integer) or step.item() < 0:
+        raise UserError(
+            f"{tree.path}: state/step: expected a number of steps, got {str(step)[:80]!r}"
+        )
+    if named is not None and step.item() != named:
+        raise UserError(
+            f"{tree.path}: it was saved at step {step.item()}; expected that of its name"
+        )
+    return int(step.item())
 
 
 def is_checkpoint(path: str | pathlib.Path) -> bool:
@@ -209,12 +224,17 @@ def _read_msgpack(folder: Folder, place: Folder, content: bytes) -> Tree:
             tree = tree[name]
     if not isinstance(tree, dict) or not isinstance(tree.get("target"), dict):
         raise UserError(f"{where}: expected a tree with 'target', the parameters")
-    flat = flax.traverse_util.flatten_dict(
-        tree, is_leaf=lambda _, value: {"driver", "kvstore", "metadata"} <= set(value)
-    )
+    try:
+        flat = flax.traverse_util.flatten_dict(
+            tree, is_leaf=lambda _, value: {"driver", "kvstore", "metadata"} <= set(value)
+        )
+    except RecursionError:
+        raise UserError(f"{where}: a tree this deep is none of T5X's") from None
     openers: dict[Path, Opener] = {}
     native = True
     for path, value in flat.items():
+        if not all(isinstance(name, str) for name in path):
+            raise UserError(f"{where}: expected names of arrays, got {str(path)[:80]!r}")
         if isinstance(value, dict):
             openers[path] = functools.partial(place.array, name_in_spec(value, where))
         elif isinstance(value, str) and value.startswith(_BESIDE):
@@ -222,8 +242,16 @@ def _read_msgpack(folder: Folder, place: Folder, content: bytes) -> Tree:
             openers[path] = functools.partial(place.array, name)
             native = False
         elif value is not None:
-            openers[path] = functools.partial(HeldArray, ".".join(path), np.asarray(value))
+            openers[path] = functools.partial(_held, ".".join(path), value, where)
     return Tree(folder.path, "native" if native else "orbax", openers)
+
+
+def _held(name: str, value: Any, where: str, *, fill_missing: bool = False) -> HeldArray:
+    """An array that stands in the msgpack file."""
+    try:
+        return HeldArray(name, np.asarray(value))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{where}: {name}: expected an array: {error}") from None
 
 
 def _write_zarr(folder: pathlib.Path, path: Path, array: np.ndarray) -> dict[str, Any]:
@@ -238,7 +266,13 @@ def _write_zarr(folder: pathlib.Path, path: Path, array: np.ndarray) -> dict[str
         "shape": list(array.shape),
     }
     file = {"driver": "file", "path": f"{folder / name}/"}
-    spec = {"driver": "zarr", "kvstore": file, "metadata": {**metadata, "dtype": array.dtype.str}}
+    spec = {
+        "driver": "zarr",
+        "kvstore": file,
+        "metadata": {**metadata, "dtype": array.dtype.str},
+        # A chunk of zeros is written too: a missing one is then known to be lost.
+        "store_data_equal_to_fill_value": True,
+    }
     tensorstore.open(spec, create=True).result().write(array).result()
     return {
         "driver": "zarr",

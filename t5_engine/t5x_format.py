@@ -68,7 +68,8 @@ class T5XWeights(Weights):
         """What Adafactor remembers (see `t5x_adafactor`); None where it is not there or has no counterpart."""
         if self.scanned:
             return None
-        return t5x_adafactor.moments_in_t5x(self._tree.below("state", "param_states"))
+        arrays = self._tree.below("state", "param_states")
+        return t5x_adafactor.moments_in_t5x(arrays, fresh=self.step == 0)
 
     def _array(self, name: Path) -> np.ndarray:
         return self._tree["target", *name].read()

@@ -20,10 +20,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
+from flipped_core import locks
 from flipped_core.errors import UserError
-from t5_engine import axes, checkpoints, exchange, partitioning, speed
+from t5_engine import axes, checkpoints, exchange, partitioning, processes, run_folder, speed
 from t5_engine.axes import Layout
 from t5_engine.config import T5Config
 from t5_engine.reporting import Reporter
@@ -48,6 +48,7 @@ def train(
     model_config: T5Config,
     batches: Batches,
     task_of: Callable[[bytes], str] = bytes.decode,
+    lock: locks.Lock | None = None,
 ) -> TrainState:
     """Trains to `config.steps` and returns the final state.
 
@@ -58,16 +59,42 @@ def train(
         process's rows (`partitioning.host_share`; see `losses.objective` for the arrays). Batches may come in several
         lengths; each new shape is compiled once. `example_ids` may name the rows.
       task_of: the task of an example's id, for the message about a loss that is not finite.
+      lock: of `model_dir`, where the caller holds it (`processes.hold`); else it is taken here.
 
     Raises:
-      UserError: the loss or the gradient is not finite (with the step, the tasks and the last checkpoint); a
-        checkpoint is of another size; the batches end early.
-      SystemExit: with code 0, after saving, where the process was asked to end (SIGTERM).
+      UserError: another run holds `model_dir`; its disk is full or broken; the loss or the gradient is not finite (with
+        the step, the tasks and the last checkpoint); a checkpoint is of another size; the batches end early.
+      SystemExit: after saving, where the process was asked to stop: with code 0 by SIGTERM, 130 by Ctrl-C, 129 by
+        SIGHUP.
     """
+    if lock is None:
+        with processes.hold(config.model_dir, "model_dir") as own:
+            return _train(config, model_config, batches, task_of, own)
+    return _train(config, model_config, batches, task_of, lock)
+
+
+def _train(
+    config: TrainConfig,
+    model_config: T5Config,
+    batches: Batches,
+    task_of: Callable[[bytes], str],
+    lock: locks.Lock | None,
+) -> TrainState:
+    """`train`, in a folder that is held."""
     layout = Layout(partitioning.make_mesh(config.model_parallelism), axes.rules(config.fsdp))
-    store = checkpoints.Checkpoints(config.model_dir, config.keep_checkpoints, config.keep_every)
+    if jax.process_index() == 0:
+        run_folder.remove_leftovers(config.model_dir)
+    store = checkpoints.Checkpoints(
+        config.model_dir,
+        config.keep_checkpoints,
+        config.keep_every,
+        verify=config.verify_checkpoints,
+    )
     reporter = None
-    with Termination() as termination:
+    with (
+        run_folder.storage_errors(config.model_dir, store),
+        Termination(lambda: run_folder.kept(store)) as termination,
+    ):
         try:
             state, progress = _initial_state(config, model_config, layout, store)
             done = int(state.step)
@@ -75,7 +102,7 @@ def train(
                 return state
             if jax.process_index() == 0:
                 reporter = _reporter(config, done, progress)
-            loop = _Loop(config, model_config, layout, store, reporter, termination, task_of)
+            loop = _Loop(config, model_config, layout, store, reporter, termination, task_of, lock)
             return loop.run(state, done, batches(progress.get("batches", done)))
         finally:
             if reporter is not None:
@@ -107,7 +134,9 @@ class _Loop:
         reporter: Reporter | None,
         termination: Termination,
         task_of: Callable[[bytes], str],
+        lock: locks.Lock | None,
     ) -> None:
+        self._lock = lock
         self._config, self._model_config, self._layout = config, model_config, layout
         self._store, self._reporter = store, reporter
         self._termination, self._task_of = termination, task_of
@@ -138,6 +167,8 @@ class _Loop:
             waited = time.perf_counter() - began
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = compiled(state, arrays)
+            if step == self._first:
+                self._termination.arm()  # before the first step, which is compiled for minutes, nothing can be lost
             # Step N is on its way; only now wait for step N - 1, so that the devices never wait for this loop.
             self._read()
             self._started = _Started(
@@ -185,6 +216,8 @@ class _Loop:
             )
 
     def _save(self, step: int, state: TrainState) -> None:
+        if self._lock is not None:
+            self._lock.check()
         self._read()
         began = time.perf_counter()
         progress = {
@@ -211,12 +244,12 @@ class _Loop:
         self._store.wait()
         if jax.process_index() == 0:
             print(
-                f"{self._config.mixture}: asked to end (SIGTERM); step {step} of {self._config.steps} is "
-                f"saved in {self._config.model_dir}, and the same command goes on from there",
+                f"{self._config.mixture}: stopped by {self._termination.cause}; step {step} of {self._config.steps} is "
+                f"saved in {self._config.model_dir}, and the same command resumes from there",
                 file=sys.stderr,
                 flush=True,
             )
-        raise SystemExit(0)
+        raise SystemExit(self._termination.exit_code)
 
     def _profile(self, step: int, state: TrainState) -> None:
         """Called before each step, and after the last: begins and ends the trace."""
@@ -303,7 +336,7 @@ def _initial_state(
             jax.device_put(np.asarray(key, np.uint32), shardings.dropout_key),
         )
 
-    newest = _agreed(store.newest)
+    newest = store.resumable()
     if newest is not None:
         target = checkpoints.with_shardings(abstract, shardings)
         params, opt_state = store.restore(
@@ -313,15 +346,12 @@ def _initial_state(
         key = progress.get("dropout_key", dropout_key_data(config.seed))
         return complete(params, opt_state, newest, key), progress
     if config.initial_checkpoint_path:
-        params = exchange.load_for(config.initial_checkpoint_path, model_config, shardings.params)
+        params = exchange.load_for(
+            config.initial_checkpoint_path,
+            model_config,
+            shardings.params,
+            verify=config.verify_checkpoints,
+        )
         opt_state = jax.jit(transform.init, out_shardings=shardings.opt_state)(params)
         return complete(params, opt_state, 0, dropout_key_data(config.seed)), {}
     return jax.jit(fresh, out_shardings=shardings)(), {}
-
-
-def _agreed(newest: int | None) -> int | None:
-    """The first process's answer in all of them: a shared folder may not look the same everywhere at once."""
-    if jax.process_count() == 1:
-        return newest
-    agreed = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if newest is None else newest)))
-    return None if agreed < 0 else agreed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from flipped_core.errors import UserError
-from t5_engine.stored_arrays import Folder, orbax_arrays
 from t5_engine.weights import OwnWeights, Weights, leaves
 
 
@@ -26,8 +25,7 @@ def read_all(weights: Weights) -> int:
         _refuse_non_finite("/".join(path), weights.leaf(path))
         count += 1
     if isinstance(weights, OwnWeights):
-        state = orbax_arrays(Folder(f"{weights.path}/opt_state")) or {}
-        for path, opener in state.items():
+        for path, opener in weights.optimizer_arrays().items():
             _refuse_non_finite(f"opt_state/{'/'.join(path)}", opener().read())
             count += 1
     return count

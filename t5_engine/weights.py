@@ -17,12 +17,14 @@ import flax.traverse_util
 import jax
 import ml_dtypes
 import numpy as np
+from etils import epath
 
 from flipped_core.errors import UserError, unknown
 from t5_engine import checkpoints
+from t5_engine.checkpoint_metadata import read_metadata
 from t5_engine.config import SIZES, T5Config
 from t5_engine.model import STACKED, Params, abstract_params
-from t5_engine.stored_arrays import Folder, Path, orbax_arrays
+from t5_engine.stored_arrays import Folder, Opener, Path, orbax_arrays
 
 _FLOATS = tuple(np.dtype(kind) for kind in (np.float32, np.float16, ml_dtypes.bfloat16, np.float64))
 
@@ -48,19 +50,43 @@ class Weights(abc.ABC):
 
 
 class OwnWeights(Weights):
-    """A checkpoint of `t5_engine.checkpoints`, or the newest in a run's folder."""
+    """A checkpoint of `t5_engine.checkpoints`, or the newest whole one in a run's folder.
+
+    Attributes:
+      optimizer: whose state is stored beside the parameters.
+    """
 
     layout = "flipped"
 
-    def __init__(self, path: str | pathlib.Path) -> None:
-        folder = checkpoints.find(path)
-        about = checkpoints.read_about(folder)
+    def __init__(self, path: str | pathlib.Path, *, verify: bool = True) -> None:
+        """Finds the checkpoint; reads no array yet.
+
+        Args:
+          path: as in `checkpoints.find`.
+          verify: whether to compare the checksums of the parameters' files.
+
+        Raises:
+          UserError: there is no checkpoint that is whole.
+        """
+        folder = checkpoints.find(path, verify=verify)
+        metadata = read_metadata(folder)
         self.path = str(folder)
-        self.config = T5Config.from_dict(about["model"])
-        self.step = int(about["step"])
+        self.config, self.step = metadata.config, metadata.step
+        self.optimizer = metadata.optimizer
+        self._verify = verify
         self._arrays = orbax_arrays(Folder(f"{folder}/params")) or {}
         names = ["/".join(path) for path in self._arrays]
         refuse_other_names(self.path, ["/".join(path) for path in leaves(self.config)], names)
+
+    def optimizer_arrays(self) -> dict[Path, Opener]:
+        """The arrays of the optimizer's state; {} where none is stored.
+
+        Raises:
+          UserError: they are not as they were written.
+        """
+        if self._verify and (why := checkpoints.damage(epath.Path(self.path), ("opt_state",))):
+            raise UserError(f"checkpoint {self.path} is not whole: {why}")
+        return orbax_arrays(Folder(f"{self.path}/opt_state")) or {}
 
     def leaf(self, path: Path) -> np.ndarray:
         array = self._arrays[path]().read()

@@ -205,3 +205,15 @@ def test_command_line() -> None:
     for bad in ([], ["--gin_fil=a.gin"], ["a.gin"], ["--gin_file=a.gin", "--gin.X"]):
         with pytest.raises(UserError):
             gin_config.parse_arguments(bad, "usage")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("size", ["xl", "xxl", "tiny"])
+def test_one_macro_of_the_recipe_sets_the_type_of_activations(recipe: str, size: str) -> None:
+    from flipped_cli.runs import TrainRun
+
+    files = (f"gin/models/{size}.gin", recipe, "gin/runs/train.gin")
+    paths = (("MODEL_DIR", "'m'"), ("VOCAB_PATH", "'v'"))
+    for given, dtype in (((), "float32"), ((("DTYPE", "'bfloat16'"),), "bfloat16")):
+        gin_config.load(gin_config.Arguments(files, (*paths, *given)), TrainRun)
+        assert gin_config.make(TrainRun).model.dtype == dtype

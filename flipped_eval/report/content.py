@@ -8,6 +8,7 @@ one method: their values are averaged, and so are the ends of their intervals; `
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import pathlib
@@ -17,11 +18,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flipped_core.errors import UserError
-from flipped_core.files import Json, read_json
-from flipped_eval import metrics, significance
+from flipped_core.files import Json
+from flipped_core.sealed import parse_json, read_json_file
+from flipped_eval import metrics, run_files, significance
 from flipped_eval import results as stored
 from flipped_eval.aggregates import SUBSTITUTES
-from mixtures.suites import ORIGINAL
+from mixtures.suites import CHOSEN, ORIGINAL
+
+log = logging.getLogger(__name__)
 
 TRAINING_LOG = "metrics.jsonl"
 UNSEEN, LABELS, SEEN = "nlp14", "labels", "seen"
@@ -31,7 +35,7 @@ TITLES = {
     "bigbench14": "BIG-bench",
     SEEN: "Seen tasks",
     LABELS: "Label generalization",
-    stored.CHOSEN: "Chosen datasets",
+    CHOSEN: "Chosen datasets",
 }
 METRIC_NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1"}
 _ORDER = (
@@ -141,7 +145,7 @@ class Report:
     def to_json(self) -> Json:
         """The content of `report.json`."""
         return {
-            "format": stored.FORMAT,
+            "format": run_files.FORMAT,
             "methods": list(self.methods),
             "made_up_data": bool(self.made_up),
             "results": self.results,
@@ -183,19 +187,20 @@ def collect(
     found = [stored.results_of(source) for source in sources]
     if not found:
         raise UserError("results: expected at least one folder with results.json, got none")
-    stored.refuse_versions((count for one in found for count in one["counts"]), "results")
+    run_files.refuse_versions((count for one in found for count in one["counts"]), "results")
     folders = [source for source in sources if isinstance(source, pathlib.Path)]
     labels = [run["label"] for one in found for run in one["runs"]]
     distinct = list(dict.fromkeys(labels))
     methods = tuple(sorted(distinct, key=lambda name: (_place(name), distinct.index(name))))
     rows = _combined(found, methods)
-    examples = [_examples(folder) for folder in folders]
-    logs = _training_folders(folders) | dict(training_runs or {})
+    examples = [stored.examples_of(folder, distinct) for folder in folders]
+    training = _trainings(folders)
+    training |= {label: read_training(path) for label, path in (training_runs or {}).items()}
     return Report(
         methods=methods,
         results=rows,
         runs=[run | one["request"] for one in found for run in one["runs"]],
-        training={label: read_training(path) for label, path in logs.items()},
+        training=training,
         counts=_by_suite(count for one in found for count in one["counts"]),
         shown=_by_suite(example for one in examples for example in one["shown"]),
         worst=_by_suite(example for one in examples for example in one["worst"]),
@@ -219,20 +224,16 @@ def collect(
     )
 
 
-def _examples(folder: pathlib.Path) -> Json:
-    path = folder / stored.EXAMPLES
-    return read_json(path) if path.is_file() else {"shown": [], "worst": []}
-
-
-def _training_folders(folders: Iterable[pathlib.Path]) -> dict[str, str | os.PathLike[str]]:
-    """label -> the folder of its training, where the run was one of ours and is still there."""
-    found: dict[str, str | os.PathLike[str]] = {}
+def _trainings(folders: Iterable[pathlib.Path]) -> dict[str, Json]:
+    """label -> the log of its training, where the run was one of ours and is still there; damaged ones are left out."""
+    found: dict[str, Json] = {}
     for folder in folders:
-        path = folder / stored.RUN
-        places = read_json(path).get("checkpoints", {}) if path.is_file() else {}
-        for label, place in places.items():
+        for label, place in run_files.checkpoints_of(folder).items():
             if (pathlib.Path(place) / TRAINING_LOG).is_file():
-                found[label] = place
+                try:
+                    found[label] = read_training(place)
+                except UserError as error:
+                    log.warning("the report is without the training of %s: %s", label, error)
     return found
 
 
@@ -255,8 +256,8 @@ def _comparisons(
     units: dict[str, list[metrics.Unit]] = {method: [] for method in once}
     for folder in folders:
         for line in stored.predictions_of(folder):
-            if line["method"] in units and line["examples"]:
-                units[line["method"]].append(stored.to_unit(line))
+            if line.method in units and line.examples:
+                units[line.method].append(line.to_unit())
     seed, resamples = found[0]["request"]["seed"], found[0]["bootstrap"]["resamples"]
     return significance.compare_all(units, seed, resamples)
 
@@ -265,29 +266,40 @@ def read_training(folder: str | os.PathLike[str]) -> Json:
     """The log of one training: `{"records": [one object for each line of metrics.jsonl]}`, and its config.
 
     Raises:
-      UserError: there is no `metrics.jsonl`, or a line of it is no JSON object (the last may be cut off).
+      UserError: there is no `metrics.jsonl`, or a line of it is no record of a step (a last one that a kill has cut off
+        or damaged is left out); or a file of its config is damaged.
     """
     path = pathlib.Path(folder) / TRAINING_LOG
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().rstrip(b"\n").split(b"\n")
     except OSError as error:
         raise UserError(f"training run {folder}: cannot read {path}: {error.strerror}") from error
-    by_step: dict[Any, Json] = {}
+    by_step: dict[int, Json] = {}
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
+            record = _training_record(line)
         except ValueError as error:
             if number == len(lines):
                 continue
             raise UserError(f"{path}, line {number}: expected a JSON object: {error}") from error
-        by_step[record.get("step")] = record
-    records = [by_step[step] for step in sorted(by_step, key=lambda step: (step is None, step))]
+        by_step[record["step"]] = record
     config = {
-        name: json.loads(file.read_text(encoding="utf-8"))
+        name: read_json_file(file)
         for name in ("run.json", "train_config.json", "model_config.json")
         if (file := pathlib.Path(folder) / name).is_file()
     }
-    return {"records": records, "config": config}
+    return {"records": [by_step[step] for step in sorted(by_step)], "config": config}
+
+
+def _training_record(line: bytes) -> Json:
+    """A line of `metrics.jsonl`; `ValueError` where it is none."""
+    record = parse_json(line, nan_is_null=True)
+    if not isinstance(record, dict):
+        raise ValueError(f"got {type(record).__name__}")
+    step = record.get("step")
+    if not isinstance(step, int) or isinstance(step, bool):
+        raise ValueError(f"expected a number as its step, got {step!r}")
+    return record
 
 
 def notes(report: Report) -> list[str]:

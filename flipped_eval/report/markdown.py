@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 
+from flipped_core.markdown import escape
 from flipped_eval.report import tables
 from flipped_eval.report.answer import answer
 from flipped_eval.report.content import LABELS, TITLES, Report, notes, short
@@ -14,7 +15,7 @@ from flipped_eval.report.tables import Cell, Line
 
 def render(report: Report) -> str:
     """The report as Markdown. Names from outside are escaped, so that they cannot become markup."""
-    parts = [f"# {_text(report.title)}"]
+    parts = [f"# {escape(report.title)}"]
     if report.made_up:
         parts.append(
             "> **Made-up data.** These numbers come from the small invented world that ships with this project, not "
@@ -27,7 +28,7 @@ def render(report: Report) -> str:
     parts += _published(report)
     parts += _differences(report)
     for suite in report.suites():
-        parts.append(f"## {_text(TITLES.get(suite, suite))}")
+        parts.append(f"## {escape(TITLES.get(suite, suite))}")
         parts += _labels(report) if suite == LABELS else _tasks(report, suite)
     parts += _counts(report)
     parts.append("## Configuration")
@@ -37,7 +38,7 @@ def render(report: Report) -> str:
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", configuration)), default=0))
     parts.append(f"{fence}json\n{configuration}\n{fence}")
     parts.append("## How to read these numbers")
-    parts.append("\n".join(f"- {_text(note)}" for note in notes(report)))
+    parts.append("\n".join(f"- {escape(note)}" for note in notes(report)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -48,7 +49,7 @@ def _published(report: Report) -> list[str]:
     return [
         "## Published figures, not measured here",
         _table(["comparison", "on", "difference"], figures),
-        f"Source: {_text(report.published['source'])}.",
+        f"Source: {escape(report.published['source'])}.",
     ]
 
 
@@ -127,9 +128,4 @@ def _cell(cell: Cell) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(_text, line)) + " |" for line in lines)
-
-
-def _text(text: str) -> str:
-    flat = " ".join(str(text).split())
-    return re.sub(r"([\\`*_|\[\]<>&#])", r"\\\1", flat)
+    return "\n".join("| " + " | ".join(map(escape, line)) + " |" for line in lines)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 WIDE, NARROW = 8.4, 3.9
+LONGEST_NAME = 40  # characters of a line in a picture
 MARKERS = ("o", "D", "s", "^", "v", "P", "X", "h")
 _INK, _MUTED, _RULE, _PAPER = "#010203", "#040506", "#070809", "#0a0b0c"
 _METHOD_COLOURS = tuple(f"#fe{index:02x}01" for index in range(len(MARKERS)))
@@ -92,9 +94,9 @@ def marks(
                     linewidths=0.9,
                     zorder=3,
                 )
-            axes.scatter([], [], s=38, label=method, marker=marker, color=colour)
+            axes.scatter([], [], s=38, label=_short(method), marker=marker, color=colour)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_yticks(range(len(rows)), rows)
+        axes.set_yticks(range(len(rows)), [_short(row) for row in rows])
         axes.set_xlabel(axis)
         axes.grid(axis="x", color=_RULE, linewidth=0.8)
 
@@ -200,7 +202,7 @@ def curves(
                 _smooth(values) if len(steps) > 60 else values,
                 color=colour,
                 linewidth=1.7,
-                label=label,
+                label=_short(label),
             )
         axes.set_xlabel("training step")
         axes.set_ylabel(axis)
@@ -214,6 +216,14 @@ def curves(
         for label, (steps, values) in series.items()
     )
     return _twice(name, title, words, draw, height=2.9, legend=len(series))
+
+
+def _short(text: str) -> str:
+    """A name as a picture has room for it; its lines stay."""
+    return "\n".join(
+        line if len(line) <= LONGEST_NAME else line[: LONGEST_NAME - 1] + "…"
+        for line in text.split("\n")[:2]
+    )
 
 
 def _chance(axes: Axes, chance: Sequence[float | None]) -> None:
@@ -252,6 +262,8 @@ def _twice(
     height: float,
     legend: int,
 ) -> Markup:
+    if unsafe := re.sub("[A-Za-z0-9_-]", "", name):  # from outside: made fit for ids in the page
+        name = re.sub("[^A-Za-z0-9_-]", "", name) + f"-{zlib.crc32((name + unsafe).encode()):08x}"
     wide = _svg(f"{name}-w", title, words, draw, WIDE, height, legend, narrow=False)
     narrow = _svg(f"{name}-n", title, words, draw, NARROW, height, legend, narrow=True)
     return Markup('<div class="plot wide">%s</div><div class="plot narrow">%s</div>') % (

@@ -14,6 +14,7 @@ from typing import Any
 
 from flipped_core.errors import UserError, unknown
 from flipped_tasks.datasets import DatasetSpec
+from flipped_tasks.row_values import clean_row
 
 _INSTALL = "pip install 'datasets>=4' (the extra 'hub')"
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}(-[0-9a-f]+)?")
@@ -54,9 +55,12 @@ class HubOrigin:
 
         commit, files = self._found
         urls = [file_url(self.spec.hub_id, commit, name) for name in files[split]]
+        number = 0
         for batch in load_parquet(urls, split).with_format("arrow").iter(batch_size=1000):
-            for row in batch.to_pylist():
-                yield fit(row, self.spec.columns)
+            for found in batch.to_pylist():
+                number += 1
+                where = f"dataset {self.spec.name!r}, split {split!r}, row {number}"
+                yield fit(clean_row(found, where), self.spec.columns, where)
 
     def remark(self, row: dict[str, Any]) -> str | None:
         return None

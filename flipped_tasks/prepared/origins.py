@@ -14,7 +14,8 @@ import orjson
 from flipped_core.errors import UserError, unknown
 from flipped_tasks import bigbench, sources
 from flipped_tasks.datasets import DatasetSpec
-from flipped_tasks.files import SUFFIXES, read_csv, read_file
+from flipped_tasks.files import SUFFIXES, check_split, read_csv, read_file, split_files
+from flipped_tasks.row_values import fit_columns
 
 KINDS = ("hub", "files:DIR", "embedded")
 STORY_CLOZE = "story_cloze/2016"
@@ -27,7 +28,6 @@ STORY_COLUMNS = {
     "AnswerRightEnding": "answer_right_ending",
 }
 _STORY_FILE = re.compile(r"cloze_test_(val|test)__spring2016.*\.csv")
-_SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}")
 
 Row = dict[str, Any]
 
@@ -137,8 +137,7 @@ class FilesOrigin:
 
     def rows(self, split: str) -> Iterator[Row]:
         for path in self._files[split]:
-            for row in self._read(path):
-                yield fit(row, self.spec.columns)
+            yield from self._read(path)
 
     def _read(self, path: pathlib.Path) -> Iterator[Row]:
         if self.spec.name == STORY_CLOZE and path.suffix == ".csv":
@@ -180,31 +179,18 @@ def file_sum(path: pathlib.Path) -> str:
 
 
 def _split_files(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    found: dict[str, list[pathlib.Path]] = {}
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    found = split_files(folder)
+    for path in sorted(folder.iterdir()):
         if story := _STORY_FILE.fullmatch(path.name):
+            del found[path.name.removesuffix(".csv")]
             split = "validation" if story[1] == "val" else "test"
-        else:
-            suffix = next((one for one in SUFFIXES if path.name.endswith(one)), None)
-            if suffix is None:
-                continue
-            split = path.name.removesuffix(suffix)
-            if part := _SHARD.fullmatch(split):
-                split = part[1]
-        found.setdefault(split, []).append(path)
-    for split, paths in found.items():
-        if len(paths) > 1 and not all(
-            _SHARD.fullmatch(path.name.partition(".")[0]) for path in paths
-        ):
-            names = ", ".join(path.name for path in paths)
-            raise UserError(f"{folder}: expected one file for split {split!r}, got {names}")
+            found.setdefault(split, []).append(path)
+            if len(found[split]) > 1:
+                check_split(folder, split, found[split])
     return found
 
 
-def fit(row: Row, columns: Mapping[str, Any]) -> Row:
-    """A row as the catalog has it: a list of structs, as some Parquet files have it, becomes a dict of lists."""
-    for name, kind in columns.items():
-        if isinstance(kind, Mapping) and isinstance(items := row.get(name), list):
-            if all(isinstance(item, Mapping) for item in items):
-                row[name] = {key: [item.get(key) for item in items] for key in kind}
+def fit(row: Row, columns: Mapping[str, Any], where: str = "row") -> Row:
+    """A row with the types of the catalog; a list of structs, as in some Parquet files, becomes a dict of lists."""
+    fit_columns(row, columns, where)
     return row

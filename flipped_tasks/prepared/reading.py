@@ -7,10 +7,10 @@ into memory. So opening a dataset costs milliseconds, whatever its size.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
-import json
 import mmap
 import os
 import re
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
+from flipped_core import bounded, locks
 from flipped_core.errors import UserError, unknown
 from flipped_tasks.datasets import get_dataset
 from flipped_tasks.draws import generator
@@ -50,6 +51,15 @@ def index_name(split: str) -> str:
     return f"index-{split}.npy"
 
 
+def hold(dataset: str, data_dir: str) -> contextlib.AbstractContextManager[locks.Lock]:
+    """Makes this process the only one that prepares a dataset in a folder, until the end of the block.
+
+    Raises:
+      UserError: another process does.
+    """
+    return locks.hold(dataset_folder(dataset, data_dir), "data folder")
+
+
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """One stored dataset: its folder and its manifest."""
@@ -77,7 +87,7 @@ class Prepared:
         """The labelled rows of a split, in its order."""
         info = self.split(split)
         schema = Schema(get_dataset(self.dataset))
-        index = _load_index(self.folder / index_name(split))
+        index = _load_index(self.folder / index_name(split), len(info["shards"]))
         return PreparedRows(schema, [_Shard(self.folder / name) for name in info["shards"]], index)
 
 
@@ -102,25 +112,78 @@ def find(dataset: str, data_dir: str) -> Prepared | None:
 
 def _read_manifest(path: epath.Path) -> Json:
     try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        manifest = bounded.parse_json(path.read_bytes(), str(path))
+    except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
     got = manifest.get("format") if isinstance(manifest, dict) else None
     if got != FORMAT:
         raise UserError(
             f"{path}: expected a manifest of format {FORMAT}, got {got!r}; prepare it anew"
         )
+    if (wrong := _wrong_field(manifest)) is not None:
+        raise UserError(f"{path}: {wrong}; the file is damaged: prepare it anew")
     return manifest
 
 
-def _load_index(path: epath.Path) -> np.ndarray:
+def _wrong_field(manifest: Json) -> str | None:
+    """What is not as `writing` writes it."""
+    kinds: dict[str, type] = {
+        "dataset": str,
+        "version": str,
+        "source": dict,
+        "splits": dict,
+        "files": dict,
+    }
+    for name, kind in kinds.items():
+        if not isinstance(manifest.get(name), kind):
+            return f"{name}: expected {kind.__name__}, got {type(manifest.get(name)).__name__}"
+    names = list(manifest["files"])
+    of_split: dict[str, type] = {
+        "rows": int,
+        "examples": int,
+        "dropped": dict,
+        "notes": dict,
+        "shards": list,
+    }
+    for split, info in manifest["splits"].items():
+        for name, kind in of_split.items():
+            value = info.get(name) if isinstance(info, dict) else None
+            if not isinstance(value, kind) or isinstance(value, bool):
+                return (
+                    f"split {split!r}: {name}: expected {kind.__name__}, got {type(value).__name__}"
+                )
+        names += info["shards"]
+        if any(
+            type(count) is not int for part in ("dropped", "notes") for count in info[part].values()
+        ):
+            return f"split {split!r}: expected whole numbers of dropped and noted rows"
+    for name, file in manifest["files"].items():
+        if not isinstance(file, dict) or not {"bytes", "sha256"} <= set(file):
+            return f"files: expected bytes and sha256 of {name!r}"
+    for name in [*names, *manifest["splits"]]:
+        if (
+            not isinstance(name, str)
+            or not name
+            or "/" in name
+            or "\\" in name
+            or name in (".", "..")
+        ):
+            return f"expected the name of a file in this folder, got {name!r}"
+    return None
+
+
+def _load_index(path: epath.Path, shards: int) -> np.ndarray:
     """int64 [rows, 4]: shard, where the record starts, its size, the row's number in the source."""
     try:
         index = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, MemoryError) as error:
         raise UserError(f"cannot read {path}: {error}; run `flipped data verify`") from error
-    if index.ndim != 2 or index.shape[1] != 4:
-        raise UserError(f"{path}: expected four columns, got the shape {index.shape}")
+    if index.ndim != 2 or index.shape[1] != 4 or index.dtype.kind != "i":
+        raise UserError(f"{path}: expected four columns of numbers, got the shape {index.shape}")
+    if len(index) and (index.min() < 0 or index[:, 0].max() >= shards):
+        raise UserError(
+            f"{path}: expected places in {shards} files, got others; run `flipped data verify`"
+        )
     return index
 
 
@@ -171,7 +234,16 @@ class PreparedRows(Sequence[bytes]):
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
             return PreparedRows(self._schema, self._shards, self._index[place])
-        return self._schema.decode_json(self.record(place))
+        try:
+            return self._schema.decode_json(self.record(place))
+        except UserError:
+            raise
+        except Exception as error:  # protobuf's errors, and those of fields that are not there
+            shard = self._shards[self._index[place][0]]
+            raise UserError(
+                f"{shard._path}: the row at {self._index[place][1]} cannot be read: {type(error).__name__}; "
+                "run `flipped data verify`"
+            ) from error
 
     def record(self, place: int) -> bytes:
         """A row as it is stored, a serialized `tf.train.Example`."""
@@ -245,7 +317,7 @@ def verify(
         for place in range(len(rows)):
             try:
                 spec.check_row(schema.decode(rows.record(place)), int(rows.numbers[place]) + 1)
-            except (UserError, ValueError, LookupError) as error:
+            except (UserError, ValueError, LookupError, TypeError) as error:
                 wrong.append(f"split {split}: {error}")
                 break
             if place % 1000 == 999:

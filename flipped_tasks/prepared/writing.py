@@ -7,6 +7,7 @@ On storage without an atomic rename (`gs://`) the manifest, without which nothin
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -14,7 +15,6 @@ import itertools
 import json
 import os
 import pathlib
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,7 +24,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
 
+from flipped_core import failures, locks
 from flipped_core.errors import UserError
+from flipped_core.files import temporary_folder
 from flipped_tasks.datasets import DatasetSpec
 from flipped_tasks.prepared.origins import Origin
 from flipped_tasks.prepared.reading import (
@@ -33,6 +35,7 @@ from flipped_tasks.prepared.reading import (
     VERSION,
     dataset_folder,
     find,
+    hold,
     index_name,
 )
 from flipped_tasks.prepared.schema import Schema
@@ -52,6 +55,7 @@ def prepare(
     progress: Progress = lambda split, rows: None,
     force: bool = False,
     shard_bytes: int = SHARD_BYTES,
+    lock: locks.Lock | None = None,
 ) -> tuple[Json, bool]:
     """Stores a dataset and returns its manifest, and whether anything was written.
 
@@ -62,10 +66,11 @@ def prepare(
       progress: hears of rows that were read.
       force: replaces what was prepared from another source.
       shard_bytes: a file is closed when it has so many bytes.
+      lock: of the dataset's folder, where the caller has it (`reading.hold`); else it is taken here.
 
     Raises:
       UserError: the dataset is there from another source, a row contradicts the catalog or its types, no row has
-        a label, or a file cannot be read or written.
+        a label, a file cannot be read or written, or another process prepares it.
     """
     source = origin.describe()
     there = find(spec.name, data_dir)
@@ -78,10 +83,19 @@ def prepare(
                 f"now asked from {_brief(source)}; add --force to replace it, or name another --data_dir"
             )
     try:
-        manifest = _Writer(spec, origin, source, data_dir, progress, shard_bytes).write()
-    except OSError as error:
-        raise UserError(f"cannot write dataset {spec.name!r} into {data_dir}: {error}") from error
-    return manifest, True
+        with hold(spec.name, data_dir) if lock is None else contextlib.nullcontext(lock) as held:
+            writer = _Writer(spec, origin, source, data_dir, progress, shard_bytes, held)
+            return writer.write(), True
+    except UserError:
+        raise
+    except Exception as error:
+        problem = failures.storage(error) or (str(error) if isinstance(error, OSError) else None)
+        if problem is None:
+            raise
+        raise UserError(
+            f"cannot write dataset {spec.name!r} into {data_dir}: {problem}; whole shards are kept, and the same "
+            "command resumes behind them"
+        ) from error
 
 
 def _brief(source: Json) -> str:
@@ -130,10 +144,10 @@ class _Writer:
 
     def __init__(
         self, spec: DatasetSpec, origin: Origin, source: Json, data_dir: str, progress: Progress,
-        shard_bytes: int,
+        shard_bytes: int, lock: locks.Lock,
     ):  # fmt: skip
         self.spec, self.origin, self.source, self.progress = spec, origin, source, progress
-        self.shard_bytes = shard_bytes
+        self.shard_bytes, self.lock = shard_bytes, lock
         self.schema = Schema(spec)
         self.final = dataset_folder(spec.name, data_dir) / VERSION
         self.staging = self.final.parent / f"{VERSION}.incomplete"
@@ -154,6 +168,7 @@ class _Writer:
         self._write_info(done)
         manifest = self._manifest(done)
         _put(self.staging / MANIFEST, _json(manifest))
+        self.lock.check()
         self._publish()
         return manifest
 
@@ -179,6 +194,7 @@ class _Writer:
         rows = itertools.islice(self.origin.rows(split), state.rows_read, None)
         while not state.done:
             data, index = self._next_shard(split, rows, state)
+            self.lock.check()
             if len(index):
                 number = len(state.shards)
                 _put(self.staging / _shard_name(split, number), data)
@@ -195,8 +211,8 @@ class _Writer:
         """The bytes of a file, and for each record where it starts, its size and its row's number."""
         index: list[tuple[int, int, int]] = []
         size = since = 0
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "shard")
+        with temporary_folder() as folder:
+            path = str(folder / "shard")
             with tf.io.TFRecordWriter(path) as file:
                 while size < self.shard_bytes:
                     row = next(rows, None)

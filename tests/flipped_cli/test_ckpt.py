@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from flipped_cli.main import main
 from flipped_tasks.tokens import Vocabulary
-from t5_engine import checkpoints, config, exchange, manifest
+from t5_engine import checkpoints, checksums, config, exchange, manifest
 from t5_engine.model import init_params
 
 
@@ -108,7 +108,11 @@ def test_cp_copies_one_checkpoint_with_its_provenance(made: pathlib.Path, tmp_pa
     source = tmp_path / "run"
     shutil.copytree(made, source)
     shutil.copytree(source / "checkpoints" / "0", source / "checkpoints" / "00")  # an older one
-    shutil.move(source / "checkpoints" / "00", source / "checkpoints" / "7")
+    newest = source / "checkpoints" / "7"
+    shutil.move(source / "checkpoints" / "00", newest)
+    about = newest / "about" / "metadata"
+    about.write_text(about.read_text().replace('"step": 0', '"step": 7'))
+    checksums.write(newest)
     (source / "run.json").write_text('{"recipe": {"steps": 9}}')
     (source / "metrics.jsonl").write_text("")
     ok("cp", source, tmp_path / "copy")
@@ -122,9 +126,9 @@ def test_cp_copies_one_checkpoint_with_its_provenance(made: pathlib.Path, tmp_pa
 
 
 def test_verify_finds_damage(made: pathlib.Path, tmp_path: pathlib.Path):
-    """By the manifest, by training's own checksums, and by reading where there are neither."""
+    """By the manifest, by training's own checksums; a checkpoint of ours that has none is refused."""
     listings = (manifest.FILE, "checkpoints/0/checksums.json")
-    for files, found in ((listings, 2), (listings[1:], 1), ((), 0)):
+    for files, found in ((listings, 2), (listings[1:], 1)):
         place = tmp_path / str(found)
         shutil.copytree(made, place)
         for file in set(listings) - set(files):
@@ -135,11 +139,11 @@ def test_verify_finds_damage(made: pathlib.Path, tmp_path: pathlib.Path):
         content = bytearray(largest.read_bytes())
         content[len(content) // 2] ^= 1
         largest.write_bytes(content)
-        if found:  # else a bit within a weight, which only a checksum can tell
-            told = mistake("verify", place)
-            assert f"{found} files are not as they were written" in told
-    largest.write_bytes(content[: len(content) // 2])
-    assert "cannot be read" in mistake("verify", place)
+        told = mistake("verify", place)
+        assert f"{found} files are not as they were written" in told
+    (place / listings[1]).unlink()
+    code, out, _ = run("verify", place)
+    assert code == 2 and "it has no checksums.json" in out
 
 
 def test_mistakes_are_told_in_one_line(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import re
 from typing import Any
@@ -12,6 +11,7 @@ import yaml
 
 from flipped_cli import model_card
 from flipped_core.errors import UserError
+from flipped_core.sealed import write_sealed
 from flipped_eval.keys import fingerprint
 from flipped_eval.results import FORMAT
 from mixtures.catalog import TRAINING
@@ -67,19 +67,33 @@ def results_for(weights: InMemory, **changes: Any) -> dict[str, Any]:
     """What an evaluation of these weights wrote, cut down."""
 
     def row(suite: str, task: str | None, metric: str, value: float, **more: Any) -> dict[str, Any]:
-        bounds = {"low": value - 0.05, "high": value + 0.05, "chance": 0.5, "n": 56}
-        names = {"suite": suite, "task": task, "template": None, "metric": metric}
-        return {**names, "value": value, "label_set": "original", **bounds, **more}
+        bounds = {
+            "low": value - 0.05,
+            "high": value + 0.05,
+            "chance": 0.5,
+            "majority": 0.5,
+            "n": 56,
+        }
+        bounds |= dict.fromkeys(("median", "min", "max", "templates_low", "templates_high"), value)
+        names = {"suite": suite, "task": task, "template": None, "metric": metric, "form": "direct"}
+        names |= {"label_set": "original", "value": value, "std": 0.0}
+        return {**names, **bounds, **({} if task else {"tasks": 1}), **more}
 
     def count(suite: str, task: str, dataset: str, template: str) -> dict[str, Any]:
         names = {"suite": suite, "task": task, "dataset": dataset, "split": "validation"}
-        return {**names, "template": template, "label_set": "original"}
+        numbers = dict.fromkeys(
+            ("rows", "scored", "ties", "inputs_cut", "targets_cut", "several_correct", "duplicate_choices", "same_ids"),
+            0,
+        )  # fmt: skip
+        names |= {"template": template, "label_set": "original", "data": "1", "dropped": {}}
+        return {**names, **numbers}
 
     return {
         "run": {
             "weights": fingerprint(lazy_params(weights)),
             "max_examples_per_task": 60,
             "data": "files",
+            "seed": 0,
             "exclude_datasets": ["story_cloze/2016"],
             **changes,
         },
@@ -96,7 +110,16 @@ def results_for(weights: InMemory, **changes: Any) -> dict[str, Any]:
             count("nlp14", "cb", "super_glue/cb", "one"),
             count("nlp14", "cb", "super_glue/cb", "two"),
         ],
-        "not_run": [{"suite": "nlp14", "task": "wic", "template": "x", "whole_task": True}],
+        "not_run": [
+            {
+                "suite": "nlp14",
+                "task": "wic",
+                "template": "x",
+                "label_set": "original",
+                "why": "no rows",
+                "whole_task": True,
+            }
+        ],
     }
 
 
@@ -182,18 +205,25 @@ def test_cards_of_other_runs(weights: InMemory):
 def test_results_of_other_weights_are_refused(weights: InMemory, tmp_path: pathlib.Path):
     """Of several models that were evaluated together, only what is said of this one is taken."""
     found = results_for(weights)
-    models = [{"label": label, "weights": label * 32} for label in "ab"]
+    models = [{"label": label, "weights": label * 32, "method": "direct"} for label in "ab"]
     rows = {
         name: [{**one, "method": label} for label in "ab" for one in found[name]]
         for name in ("results", "counts", "not_run")
     }
     request = {name: value for name, value in found["run"].items() if name != "weights"}
-    content = {"format": FORMAT, "request": request, "runs": models, **rows}
-    (tmp_path / "results.json").write_text(json.dumps(content))
+    content = {
+        "format": FORMAT,
+        "request": request,
+        "runs": models,
+        "comparisons": [],
+        "dropped": {},
+    }
+    content |= {"bootstrap": {"confidence": 0.95, "resamples": 100}, **rows}
+    write_sealed(tmp_path / "results.json", content)
     with pytest.raises(UserError, match="they are of other weights than memory"):
         model_card.read_results(str(tmp_path), weights)
     models[1]["weights"] = found["run"]["weights"]
-    (tmp_path / "results.json").write_text(json.dumps(content))
+    write_sealed(tmp_path / "results.json", content)
     read = model_card.read_results(str(tmp_path), weights)
     assert {one["method"] for name in rows for one in read[name]} == {"b"}
     assert len(read["results"]) == len(found["results"])
@@ -213,3 +243,35 @@ def test_public_sizes_have_their_names():
 
     assert _size_name(sizes.size("xl", dtype="bfloat16")) == "xl"
     assert _size_name(sizes.size("xl", mlp_dim=5121)) == "none of the public sizes"
+
+
+def test_text_from_outside_is_no_markup_in_the_card(weights: InMemory):
+    """Names of tasks, modules, folders and commands show as they are: no tables, tags, links or code of their own."""
+    evil = "a|b <img src=x> `c` [d](http://e) **f** _g_ | www.h.org \n# i"
+    recipe = RECIPE | {
+        "mixture": evil, "optimizer": evil, "decay": evil, "task_modules": [evil], "data_dir": evil,
+        "initial_checkpoint_path": evil,
+    }  # fmt: skip
+    found = results_for(weights)
+    found["results"].append({**found["results"][0], "suite": evil, "task": evil})
+    found["results"].append({**found["results"][3], "suite": evil})
+    found["counts"].append({**found["counts"][0], "suite": evil, "task": evil, "split": evil})
+    found["not_run"][0]["task"] = evil
+    run = {"recipe": recipe, "versions": {evil: evil}, "git_commit": evil}
+    card = model_card.write_card(evil, weights, run, {"command": evil}, found, evil)
+    plain = model_card.write_card("name", weights, RUN, {"command": "x"}, results_for(weights), "t")
+    elements, ours = (_structure(text) for text in (card, plain))
+    assert set(elements) - set(ours) <= {"text_special"}
+    assert "<img src=x>" in "".join(elements["text"] + elements["code_inline"])
+
+
+def _structure(card: str) -> dict[str, list[str]]:
+    """The elements of a card as GitHub's Markdown, its front matter left out: kind -> contents."""
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    found: dict[str, list[str]] = {}
+    for block in parser.parse(card.split("---\n", 2)[2]):
+        for one in (block, *(block.children or ())):
+            found.setdefault(one.type, []).append(one.content)
+    return found

@@ -131,3 +131,45 @@ def test_help(word: str) -> None:
     for words in ([], ["tasks"], ["tasks", "list"], ["tasks", "render"]):
         result = call(*words, word)
         assert result.exit_code == 0 and result.stdout.startswith("Usage: ")
+
+
+def test_a_template_without_instruction_has_ids_too(small_vocab_path: str) -> None:
+    from flipped_tasks.sources import load_rows
+
+    row = load_rows("quail", "train")[0]
+    (case,) = render("quail", "no_prompt_id", [row], "--vocab", small_vocab_path)
+    assert case["reason"] == "empty_instruction" and case["flipped_target"] == ""
+    assert case["flipped_target_ids"] == [1]
+    assert case["direct_target_ids"] and case["flipped_input_ids"]
+
+
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        (
+            b'{"text": "cut \\ud83d", "label": 0}',
+            "column 'text': expected text that UTF-8 can hold",
+        ),
+        (
+            b'{"text": "a", "label": ' + b"9" * 5000 + b"}",
+            "column 'label': expected a whole number",
+        ),
+        (b'{"text": "a", "label": 0, "label": 1}', "expected each key once, got 'label' twice"),
+        (b'{"text": ' + b"[" * 5000 + b"]" * 5000 + b', "label": 0}', "at most 64 deep"),
+        ('{"text": "a", "label": 0}'.encode("utf-16"), "expected UTF-8, got UTF-16"),
+        (b'{"text": "a", "label": [0]}', "column 'label': expected int, got list"),
+    ],
+)
+def test_a_row_that_no_command_takes(line: bytes, told: str) -> None:
+    words = ["tasks", "render", "--dataset", "imdb", "--all", "--rows", "-"]
+    result = CliRunner().invoke(main, words, input=line + b"\n", catch_exceptions=False)
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "error: stdin, line 1: " in result.stderr and told in result.stderr
+
+
+@pytest.mark.parametrize("mark, label", [("\ufeff", 1), ("", 1.0), ("", True)])
+def test_a_row_that_is_read_as_it_is_meant(mark: str, label: Any) -> None:
+    given = mark + json.dumps({**RTE, "label": label}) + "\n"
+    words = ["--dataset", "super_glue/rte", "--template", "GPT-3 style", "--rows", "-"]
+    result = call("tasks", "render", *words, given=given)
+    assert json.loads(result.stdout)["direct_target"] == "False", result.output

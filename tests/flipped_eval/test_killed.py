@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
+
+import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -87,3 +90,19 @@ def test_a_job_killed_anywhere_goes_on(tmp_path, small_vocab_path):
             (tmp_path / folder / name).read_bytes() for folder in ["whole", *map(str, range(6))]
         }
         assert len(files) == 1, name
+
+
+@pytest.mark.slow
+def test_a_job_killed_a_hundred_times(tmp_path, small_vocab_path):
+    """By the clock and at file operations, anywhere from the first line to the last; see `killing`."""
+    seed = int(os.environ.get("KILL_SEED", "1"))
+    print(f"seed {seed} (KILL_SEED)")
+    command = [sys.executable, "-W", "ignore", "-m", "tests.flipped_eval.kill_evaluation"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "jobs"), "100", str(seed), small_vocab_path],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    print(told)
+    assert told["kills"] == 100 and min(told["by_clock"], told["at_file_operation"]) > 20

@@ -7,10 +7,14 @@ import html.parser
 import itertools
 import json
 import re
+import shutil
 
 import pytest
+from markdown_it import MarkdownIt
 
+from flipped_cli.report_command import report as report_command
 from flipped_core.errors import UserError
+from flipped_eval import results as stored
 from flipped_eval.report import answer, tables, write_report
 from flipped_eval.report.content import collect, read_training
 from flipped_eval.report.tables import points
@@ -231,6 +235,9 @@ def test_text_from_outside_is_escaped_everywhere(tmp_path):
     assert "&lt;script&gt;alert" in text and "{{ 7917*7 }}" in text
     prose, *_ = (tmp_path / "report.md").read_text().split("## Configuration")
     assert "<script>" not in prose
+    blocks = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(prose)
+    kinds = {one.type for block in blocks for one in (block, *(block.children or ()))}
+    assert not kinds & {"html_inline", "html_block", "link_open", "image", "code_inline", "s_open"}
     for table in re.findall(r"(?:^\|.*\n)+", prose, flags=re.MULTILINE):
         lines = table.splitlines()
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1, lines
@@ -435,3 +442,103 @@ def test_points_have_a_sign():
         "0.0",
         "0.0",
     ]
+
+
+@pytest.mark.parametrize(
+    "suite", ['x" onload="alert(1)"><script>', r"\1\g<0>", "a" * 5000, "(", "\n"]
+)
+def test_a_suite_from_outside_is_no_markup_in_the_pictures(tmp_path, suite):
+    """Its name goes into the ids of the drawings, which are not made by the page's template."""
+    rows = [row(suite=suite, template="a"), row(suite=suite), row(suite=suite, task=None)]
+    write_report([results(rows=rows)], tmp_path)
+    page = Page((tmp_path / "report.html").read_text())
+    assert page.tags.count("script") == 1 and not page.open
+    assert not re.search(r"<[^>]*onload=[^>]*>", re.sub(r'"[^"]*"', "", page_text(tmp_path)))
+
+
+def page_text(folder):
+    return (folder / "report.html").read_text()
+
+
+def test_one_task_with_one_set_of_words_has_a_page(tmp_path, run_job):
+    """The mean over all pairs is then one number, without a spread."""
+    labels = tmp_path / "labels.yaml"
+    labels.write_text(
+        '[{dataset: super_glue/rte, template: MNLI crowdsource, words: ["Yes", "No"], sets: {x: ["A", "B"]}}]'
+    )
+    run_job(tmp_path / "out", suites=["labels"], label_sets=str(labels), resamples=20)
+    write_report([tmp_path / "out"], tmp_path)
+    assert "macro F1, mean over all 1 pairs" in page_text(tmp_path)
+
+
+DAMAGED = {
+    "nothing": b"", "garbage behind": None, "bytes": b"\xff\xfe", "deep": b"[" * 100_000, "a list": b"[]",
+    "a number": b"7", "NaN": b'{"format": NaN}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["results.json", "examples.json", "run.json"])
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_the_command_names_a_damaged_file_in_one_line(tmp_path, run_job, evaluated, name, damage):
+    folder = shutil.copytree(evaluated, tmp_path / "out.v1")
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data + b"{}" if DAMAGED[damage] is None else DAMAGED[damage])
+    with pytest.raises(UserError, match=name) as told:
+        report_command.callback((str(folder),), None, "title")
+    assert "\n" not in str(told.value) and not (folder / "report.html").exists()
+
+
+def test_a_changed_digit_in_results_is_no_new_number(tmp_path, evaluated):
+    folder = shutil.copytree(evaluated, tmp_path / "out")
+    data = (folder / "results.json").read_bytes()
+    assert re.search(rb'"value": 0\.[1-8]', data)
+    (folder / "results.json").write_bytes(
+        re.sub(rb'("value": 0\.)[1-8]', rb"\g<1>9", data, count=1)
+    )
+    with pytest.raises(UserError, match="results.json: not what was written there: its content"):
+        collect([folder])
+
+
+def test_predictions_of_other_results_are_refused(tmp_path, evaluated):
+    folder = shutil.copytree(evaluated, tmp_path / "out")
+    path = folder / "predictions.jsonl"
+    path.write_bytes(re.sub(rb'("predicted": \[.*?)0', rb"\g<1>1", path.read_bytes(), count=1))
+    with pytest.raises(UserError, match="predictions.jsonl: not what was written there"):
+        stored.predictions_of(folder)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("value", 1.5), ("value", "x"), ("value", True), ("metric", "f1"), ("method", "nobody"), ("low", None), ("n", -1)],
+)  # fmt: skip
+def test_results_with_numbers_that_cannot_be_are_refused(tmp_path, field, value):
+    """Whoever writes such a file by hand, in the older format without a checksum, gets field and value."""
+    one = results()
+    one["results"][1][field] = value
+    (tmp_path / "results.json").write_text(json.dumps(one))
+    with pytest.raises(UserError, match=r"results.json: .*results\[1\]"):
+        collect([tmp_path])
+
+
+def test_a_damaged_training_log_leaves_the_curves_out_with_a_warning(tmp_path, caplog):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "metrics.jsonl").write_text('{"step": "x"}\n{"step": 2, "loss": NaN}\n')
+    (tmp_path / "results.json").write_text(json.dumps(results()))
+    run = {"request": {}, "models": [], "checkpoints": {"direct": str(tmp_path / "train")}}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    assert collect([tmp_path]).training == {}
+    assert (
+        "without the training of direct" in caplog.text and "metrics.jsonl, line 1" in caplog.text
+    )
+    with pytest.raises(UserError, match="line 1"):
+        collect([tmp_path], {"direct": tmp_path / "train"})
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, small_vocab_path):
+    """The folder of a small job."""
+    from .conftest import evaluate
+
+    folder = tmp_path_factory.mktemp("evaluated") / "out"
+    evaluate(folder, small_vocab_path, suites=["super_glue/rte:MNLI crowdsource"], resamples=20)
+    return folder

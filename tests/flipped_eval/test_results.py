@@ -9,7 +9,7 @@ import pytest
 
 from flipped_core import files
 from flipped_core.errors import UserError
-from flipped_eval import aggregates, metrics, results
+from flipped_eval import aggregates, metrics, results, run_files
 
 
 def unit(
@@ -114,13 +114,13 @@ def test_json_text_is_the_same_for_the_same_value():
 
 def test_a_folder_of_another_request_is_refused(tmp_path):
     model = {"label": "direct", "weights": "a"}
-    results.open_run(tmp_path, {"seed": 0}, [model], {"direct": "runs/a"})
-    results.open_run(tmp_path, {"seed": 0}, [model, model | {"label": "other"}], {})
-    assert results.check_run(tmp_path, {"seed": 0}, []) == [model, model | {"label": "other"}]
+    run_files.open_run(tmp_path, {"seed": 0}, [model], {"direct": "runs/a"})
+    run_files.open_run(tmp_path, {"seed": 0}, [model, model | {"label": "other"}], {})
+    assert run_files.check_run(tmp_path, {"seed": 0}, []) == [model, model | {"label": "other"}]
     with pytest.raises(UserError, match="seed was 0, now 1"):
-        results.open_run(tmp_path, {"seed": 1}, [model], {})
+        run_files.open_run(tmp_path, {"seed": 1}, [model], {})
     with pytest.raises(UserError, match='weights of \'direct\' was "a", now "b"'):
-        results.open_run(tmp_path, {"seed": 0}, [model | {"weights": "b"}], {})
+        run_files.open_run(tmp_path, {"seed": 0}, [model | {"weights": "b"}], {})
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 99}', '{"format": 1}'])
@@ -153,8 +153,8 @@ def test_the_confusion_counts_every_prediction(tmp_path, run_job):
     matrix = np.array(count["confusion"]["matrix"])
     assert matrix.sum() == 12
     [line] = results.predictions_of(tmp_path)
-    right = [choices[0] for choices in line["right"]]
-    assert matrix[right[0], line["predicted"][0]] > 0
+    right = [choices[0] for choices in line.right]
+    assert matrix[right[0], line.predicted[0]] > 0
     assert matrix.sum(axis=1).tolist() == np.bincount(right, minlength=3).tolist()
 
 

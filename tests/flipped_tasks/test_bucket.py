@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import tensorstore
 from click.testing import CliRunner, Result
 from etils import epath
 from etils.epath import stat_utils
@@ -24,6 +25,8 @@ from etils.epath.backend import Backend
 
 from flipped_cli import offline
 from flipped_cli.main import main
+from flipped_core import locks
+from flipped_core.bucket import BucketStore
 from flipped_tasks import batches
 from flipped_tasks.prepared import reading, writing
 from flipped_tasks.prepared.schema import Schema
@@ -122,6 +125,20 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[
     local = cls._backend.fget
     choose = property(lambda path: found if os.fspath(path).startswith("gs://") else local(path))
     monkeypatch.setattr(cls, "_backend", choose)
+
+    # TensorStore reaches buckets past epath.
+    context = tensorstore.Context()
+    open_local = locks.open_store
+
+    def open_store(folder: str) -> locks.Store:
+        if not folder.startswith("gs://"):
+            return open_local(folder)
+        place = tensorstore.KvStore.open(
+            {"driver": "memory", "path": folder + "/"}, context=context
+        )
+        return BucketStore(place.result(), f"{folder}/{locks.FILE}")
+
+    monkeypatch.setattr(locks, "open_store", open_store)
 
     def refuse(*args: Any, **how: Any) -> Any:
         raise AssertionError(f"a socket was opened: {args}")

@@ -231,6 +231,16 @@ def test_registering_twice_is_an_error():
         ("glue/mrcp", "nearest: 'glue/mrpc'"),
         ("xsum", "no template of 'xsum' has choices"),
         ("absent.yaml", "cannot read 'absent.yaml'"),
+        ([Template("t", "{{text}}?", "x", (1, 2))], r"template 't' of mine: choices: .*\(1, 2\)"),
+        ([Template("t", "{{text}}?", "x", {"a", "b"})], "template 't' of mine: choices"),
+        ([Template("t", "{{text}}?", "x", True)], "template 't' of mine: choices: .*got True"),
+        ([Template("t", "{{text}}?", "x", ("a",))], "template 't' of mine: choices: expected at"),
+        ([Template("t", "{{text}}?", "x", ("a", "a "))], "none empty and no two alike"),
+        ([Template("t", "{{text}}?", "x", "a ||| ")], "none empty and no two alike"),
+        ([Template(1, "{{text}}?", "x", ("a", "b"))], "template 1 of mine: name: expected a text"),
+        ([Template("t", None, "x", ("a", "b"))], "template 't' of mine: prompt: expected a text"),
+        ([Template("t", "{{text}}?", 1, ("a", "b"))], "template 't' of mine: target: expected a"),
+        ({"t": "x"}, r"templates: expected a list of Template\(…\)"),
     ],
 )
 def test_bad_templates_are_refused(templates, told):
@@ -300,3 +310,30 @@ def test_bad_sources_are_told_when_they_are_read(small_vocab_path, source, told)
 def test_the_readme_shows_the_worked_example():
     readme = (EXAMPLE.parents[1] / "README.md").read_text(encoding="utf-8")
     assert (EXAMPLE / "kettle_tasks.py").read_text(encoding="utf-8") in readme
+
+
+@pytest.mark.parametrize(
+    "how, told",
+    [
+        ({"label_values": 2}, "label_values: expected a list, got 2"),
+        ({"label_values": {0, 1}}, "label_values: expected a list"),
+        ({"unlabelled": -1}, "unlabelled: expected a list, got -1"),
+        ({"label": 3}, "label_column: expected the name of a column, got 3"),
+        ({"columns": {"text": "float", "label": "int"}}, "column 'text': expected one of string,"),
+    ],
+)
+def test_mistyped_arguments(how, told):
+    with pytest.raises(UserError, match=told):
+        add(**how)
+
+
+def test_labels_in_csv_follow_the_values_that_may_occur(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\na,0\nb,1.0\nc,True\n")
+    add(source=tmp_path, label_values=("0", "1.0", "True"))
+    rows = [json.loads(row)["label"] for row in datasets.get_dataset("mine").rows.payloads("train")]
+    assert rows == ["0", "1.0", "True"]
+    add("other", tmp_path)
+    rows = [
+        json.loads(row)["label"] for row in datasets.get_dataset("other").rows.payloads("train")
+    ]
+    assert rows == [0, 1, True]

@@ -100,6 +100,16 @@ def test_a_file_of_ones_own(tmp_path):
         (entry(template="MNLI crowd"), "nearest: 'MNLI crowdsource'"),
         (entry(dataset="super_glue/rta"), "super_glue/rte"),
         ({"dataset": "imdb"}, "expected the fields dataset, sets, template, words, got dataset"),
+        (entry(dataset=["imdb"]), "entry 1: dataset: expected a word in quotes, got .'imdb'."),
+        (entry(dataset=3), "entry 1: dataset: expected a word in quotes, got 3"),
+        (entry(template=None), "entry 1: template: expected a word in quotes, got None"),
+        (entry(dataset="super_glue/rta"), "labels.yaml, entry 1: unknown dataset"),
+        (entry(sets={"all substitutes": ["a", "b"]}), "kept for the mean over all sets"),
+        (entry(sets={1: ["a", "b"]}), "the name of a set: expected a word in quotes, got 1"),
+        (entry(sets={"x": ["a ", "b"]}), "expected a word without spaces around it"),
+        (entry(sets={"x": ["a\nb", "c"]}), "expected a word on one line"),
+        (entry(sets={"x": ["a" * 10_000, "b"]}), "expected at most 200 characters, got 10,000"),
+        (entry(words="Yes"), "words: expected a list of words, got 'Yes'"),
     ],
 )
 def test_mistakes_in_a_file_are_told(tmp_path, bad, told):
@@ -115,6 +125,18 @@ def test_mistakes_in_a_file_are_told(tmp_path, bad, told):
         ("!!python/object:os.system x", "not safe YAML"),
         ("{}", "expected a list"),
         ("[", "not safe YAML"),
+        ("[" * 30_000, "nested more than 50 deep"),
+        ("- " * 30_000, "nested more than 50 deep"),
+        ("{a: " * 30_000, "nested more than 50 deep"),
+        ("- &a [*a]", "the alias .a stands for no value that is complete before it"),
+        ("- {sets: 1, sets: 2}", "line 1: 'sets' occurs twice in one mapping"),
+        ("- !!timestamp x", "not safe YAML"),
+        ("- !!bool x", "not safe YAML"),
+        ("- 2020-13-45", "not safe YAML"),
+        ('- "\\ud800"', "not safe YAML|expected the fields"),
+        ("- " + "9" * 5000, "not safe YAML"),
+        ("a\n---\nb", "not safe YAML"),
+        ("x" * 5_000_000, "expected at most 4,194,304 bytes"),
     ],
 )
 def test_unsafe_or_broken_yaml_is_refused(tmp_path, text, told):
@@ -127,3 +149,32 @@ def test_unsafe_or_broken_yaml_is_refused(tmp_path, text, told):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere.yaml"):
         suites.labels(tmp_path / "nowhere.yaml")
+
+
+def test_aliases_that_stand_for_too_much_are_refused_before_they_are_built(tmp_path):
+    """Nine lines of nine aliases each stand for 9^9 values; the file's own anchors are few and stay."""
+    lines = ["a0: &a0 [x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
+    path = tmp_path / "labels.yaml"
+    path.write_text("\n".join(lines))
+    with pytest.raises(UserError, match="expected at most 200,000 values, aliases included"):
+        suites.load_label_sets(path)
+    assert "*same_meaning" in suites.LABEL_SETS_FILE.read_text() and suites.load_label_sets()
+
+
+def test_an_entry_that_occurs_twice_is_refused(tmp_path):
+    path = tmp_path / "labels.yaml"
+    path.write_text(yaml.safe_dump([entry(), entry(sets={"other": ["a", "b"]})]))
+    with pytest.raises(UserError, match="entry 2: 'super_glue/rte', template .* occurs twice"):
+        suites.load_label_sets(path)
+
+
+def test_a_file_of_label_sets_may_begin_with_a_byte_order_mark_and_is_no_folder(tmp_path):
+    path = tmp_path / "labels.yaml"
+    path.write_text(yaml.safe_dump([entry()]), encoding="utf-8-sig")
+    assert len(suites.load_label_sets(path)) == 1
+    with pytest.raises(UserError, match="is no file"):
+        suites.load_label_sets(tmp_path)
+    path.write_bytes(b"\xff\xfe- x")
+    with pytest.raises(UserError, match="not safe YAML"):
+        suites.load_label_sets(path)

@@ -275,3 +275,28 @@ def test_numbers_of_parameters(size: str):
     assert set(named) == set(huggingface.names(config))
     counted = sum(math.prod(leaf.shape) for leaf in leaves(config).values())
     assert sum(map(math.prod, named.values())) == counted
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pytorch_model_bin_gives_the_logits_of_their_loading(
+    folder: pathlib.Path, model: Any, tmp_path: pathlib.Path, dtype: str
+):
+    """The folder's model saved as in 2022: the same bits as its safetensors, and their logits."""
+    state = model.state_dict()
+    for name in huggingface.COPIES:
+        state[name] = state["shared.weight"]
+    if dtype == "bfloat16":
+        state = {name: tensor.bfloat16() for name, tensor in state.items()}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    weights = HuggingFaceWeights(tmp_path)
+    params = to_params(weights)
+    if dtype == "float32":
+        assert_same(params, to_params(HuggingFaceWeights(folder)))
+    theirs = transformers.T5ForConditionalGeneration.from_pretrained(
+        tmp_path, local_files_only=True, dtype=torch.float32
+    ).eval()
+    source, target = batch(3, 40, 12)
+    expected = their_logits(theirs, source, target).logits.numpy()
+    ours = our_logits(weights.config, params, source, target)
+    np.testing.assert_allclose(ours[target != 0], expected[target != 0], atol=2e-5)

@@ -11,11 +11,12 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from flipped_cli import errors
 from t5_engine import trainer
 from t5_engine.config import T5Config
 from t5_engine.run_settings import TrainConfig
@@ -59,5 +60,11 @@ def run(folder: pathlib.Path, pause: float = 0.0) -> Any:
     return trainer.train(config, CONFIG, batches)
 
 
+def main(words: Sequence[str]) -> None:
+    """As a command of the project."""
+    run(pathlib.Path(words[0]), float(words[1]) if len(words) > 1 else 0.0)
+
+
 if __name__ == "__main__":
-    run(pathlib.Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 0.0)
+    errors.begin(lasting=True)
+    errors.leave(errors.run(main, sys.argv[1:]))

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5_engine import axes, checkpoints, launch, optimizer, partitioning
+from t5_engine import axes, checkpoints, launch, optimizer, partitioning, processes
 from t5_engine.config import T5Config
 from t5_engine.scorer import Scorer
 from t5_engine.step import TrainState, compiled_step, make_state, make_step, state_shardings
@@ -99,6 +99,25 @@ def restored_elsewhere(folder: pathlib.Path, state: TrainState, layouts: Any) ->
     return same
 
 
+def resumable_after_damage(folder: pathlib.Path, state: TrainState) -> dict[str, Any]:
+    """Saves three steps, damages a file of the newest that only the last process reads, and asks where to resume."""
+    store = checkpoints.Checkpoints(folder / "damaged")
+    for step in (1, 2, 3):
+        store.save(step, state.params, state.opt_state, CONFIG, "adafactor")
+    store.wait()
+    if jax.process_index() == 0:
+        names = sorted(json.loads((store.folder / "3" / "checksums.json").read_text()))
+        mine = names[jax.process_count() - 1 :: jax.process_count()]
+        largest = max((store.folder / "3" / name for name in mine), key=lambda p: p.stat().length)
+        content = bytearray(largest.read_bytes())
+        content[len(content) // 2] ^= 4
+        largest.write_bytes(content)
+    processes.agree()
+    resumable = store.resumable()
+    store.close()
+    return {"resumable": resumable, "loaded": checkpoints.find(folder / "damaged").name}
+
+
 def main(folder: pathlib.Path, request: dict[str, Any]) -> None:
     if "processes" in request:
         port, count, index = request["processes"]
@@ -116,6 +135,8 @@ def main(folder: pathlib.Path, request: dict[str, Any]) -> None:
         told["shard"] = kernel.sharding.shard_shape(kernel.shape)
     if "restore_on" in request:
         told["restored"] = restored_elsewhere(folder, state, request["restore_on"])
+    if request.get("damage"):
+        told |= resumable_after_damage(folder, state)
     if request.get("score"):
         scorer = Scorer(CONFIG, state.params, mesh=layout.mesh)
         told["scores"] = scorer.score(PAIRS).tolist()

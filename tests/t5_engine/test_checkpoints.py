@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -28,20 +30,33 @@ def tiny():
     )
 
 
+def save_in(folder, config, steps, **policy):
+    store = checkpoints.Checkpoints(folder, **policy)
+    for step in steps:
+        params = jax.tree.map(
+            lambda leaf, step=step: np.full(leaf.shape, step, np.float32), abstract_params(config)
+        )
+        store.save(step, params, {"count": np.int32(step)}, config, "none", {"batches": step})
+    store.close()
+
+
 @pytest.fixture
 def save(tiny, tmp_path):
     """Saves steps, whose parameters are all equal to the step."""
+    return lambda *steps, **policy: save_in(tmp_path, tiny, steps, **policy)
 
-    def run(*steps, **policy):
-        store = checkpoints.Checkpoints(tmp_path, **policy)
-        for step in steps:
-            params = jax.tree.map(
-                lambda leaf, step=step: np.full(leaf.shape, step, np.float32), abstract_params(tiny)
-            )
-            store.save(step, params, {"count": np.int32(step)}, tiny, "none", {"batches": step})
-        store.close()
 
-    return run
+@pytest.fixture(scope="module")
+def saved(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    save_in(folder, tiny, (1, 2, 3))
+    return folder
+
+
+@pytest.fixture
+def steps(saved, tmp_path):
+    """The folder of steps 1, 2 and 3."""
+    return shutil.copytree(saved, tmp_path, dirs_exist_ok=True) / "checkpoints"
 
 
 def steps_in(folder):
@@ -62,6 +77,125 @@ def break_short_file(folder):
         folder.rglob("params/**/*"), key=lambda path: path.stat().st_size * path.is_file()
     )
     os.truncate(largest, largest.stat().st_size // 2)
+
+
+def flip(file, at=0.5):
+    content = bytearray(file.read_bytes())
+    content[int(len(content) * at)] ^= 1
+    file.write_bytes(content)
+
+
+def arrays_of(folder):
+    """The files of the parameters' numbers, longest first."""
+    files = [path for path in folder.glob("params/**/d/*") if path.is_file()]
+    return sorted(files, key=lambda path: -path.stat().st_size)
+
+
+def break_a_bit(folder):
+    flip(arrays_of(folder)[0])
+
+
+def break_by_swapping(folder):
+    """Two files for each other, of one length."""
+    one, other = arrays_of(folder)[0], arrays_of(folder.parent / "2")[0]
+    assert one.stat().st_size == other.stat().st_size
+    one.write_bytes(other.read_bytes())
+
+
+def edit(folder, name, **fields):
+    """Other metadata, with checksums that fit them."""
+    file = folder / name / "metadata"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    checksums.write(folder)
+
+
+def write_checksums(folder, text):
+    (folder / checksums.FILE).write_bytes(text)
+
+
+DAMAGE = {
+    "a bit": (break_a_bit, "expected CRC-32"),
+    "swapped files": (break_by_swapping, "expected CRC-32"),
+    "no checksums": (lambda f: (f / checksums.FILE).unlink(), "has no checksums.json"),
+    "checksums cut": (lambda f: os.truncate(f / checksums.FILE, 99), "checksums.json cannot be"),
+    "checksums empty": (lambda f: write_checksums(f, b"{}"), "is not in checksums.json"),
+    "checksums a list": (lambda f: write_checksums(f, b"[]"), "expected a JSON object"),
+    "checksums mistyped": (lambda f: write_checksums(f, b'{"a": 1}'), "expected bytes and crc32"),
+    "checksums deep": (lambda f: write_checksums(f, b"[" * 10**5), "checksums.json cannot be read"),
+    "checksums no text": (lambda f: write_checksums(f, b"\xff\x00"), "checksums.json cannot be"),
+    "another step": (lambda f: edit(f, "about", step=2), "it was saved at step 2"),
+    "a step of text": (lambda f: edit(f, "about", step="3"), "step: expected a JSON integer"),
+    "a model of text": (lambda f: edit(f, "about", model="t5"), "model: expected a JSON object"),
+    "a size of text": (lambda f: edit(f, "about", model={"emb_dim": "4"}), "model: vocab_size is"),
+    "progress mistyped": (
+        lambda f: edit(f, "progress", batches=[3]),
+        "expected a number of batches",
+    ),
+    "a random key of text": (lambda f: edit(f, "progress", dropout_key="k"), "integers of 32 bits"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_one_is_named_and_the_one_before_it_used(steps, tmp_path, capfd, kind):
+    damaged = steps / "3"
+    damage, reason = DAMAGE[kind]
+    damage(damaged)
+    capfd.readouterr()
+    store = checkpoints.Checkpoints(tmp_path)
+    assert store.resumable() == 2
+    store.close()
+    [line] = capfd.readouterr().err.splitlines()
+    assert f"{damaged} is not whole" in line and reason in line and "2 is used" in line
+    assert checkpoints.load(tmp_path)[2] == 2
+    with pytest.raises(UserError, match=f"{damaged} is not whole: .*{reason}"):
+        checkpoints.load(damaged)
+
+
+def test_the_check_of_every_byte_can_be_turned_off(steps, tmp_path):
+    """Lengths and metadata are still checked then; a checkpoint without checksums opens."""
+    newest = steps / "3"
+    opt_state = max(newest.glob("opt_state/**/d/*"), key=lambda path: path.stat().st_size)
+    flip(opt_state)
+    assert checkpoints.find(tmp_path).name == "3"  # which is not read for the parameters
+    assert checkpoints.find(tmp_path, items=None).name == "2"
+    assert checkpoints.Checkpoints(tmp_path, verify=False).resumable() == 3
+    os.truncate(opt_state, 1)
+    assert checkpoints.find(tmp_path, verify=False).name == "2"
+    (newest / checksums.FILE).unlink()
+    assert checkpoints.find(tmp_path, verify=False).name == "3"
+    assert checkpoints.find(tmp_path).name == "2"
+
+
+def test_damage_is_out_of_the_way_of_later_saves(steps, tmp_path, tiny, capfd):
+    """It does not count as one of those to keep, and is kept under another name when its step is saved again."""
+    for step in "23":
+        break_a_bit(steps / step)
+    store = checkpoints.Checkpoints(tmp_path, keep=1)
+    assert store.resumable() == store.newest == 1
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), abstract_params(tiny))
+    for step in (2, 3):
+        store.save(step, params, {"count": np.int32(step)}, tiny, "none")
+    store.close()
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["2.incomplete", "3", "3.incomplete"]
+    assert checkpoints.load(tmp_path)[2] == 3
+    assert capfd.readouterr().err.count("it is kept as") == 2
+
+
+def test_a_run_of_which_nothing_is_whole_is_not_started_again_by_itself(steps, tmp_path, capfd):
+    shutil.rmtree(steps / "3")
+    for step in "12":
+        break_a_bit(steps / step)
+    store = checkpoints.Checkpoints(tmp_path)
+    with pytest.raises(
+        UserError, match="2 is not whole .*/1 is not whole .*move them away"
+    ) as told:
+        store.resumable()
+    assert "\n" not in str(told.value)
+    for step in "12":  # a first save that did not end is no such run
+        break_marker(steps / step)
+    assert store.resumable() is None
+    store.close()
+    assert capfd.readouterr().err.count("no older one is there") == 2
 
 
 def test_newest_are_kept_and_those_of_every_so_many_steps(save, tmp_path):
@@ -132,7 +266,7 @@ def test_checksums_name_the_file_that_was_changed(save, tmp_path):
     largest.write_bytes(content)
     [line] = checksums.differences(folder)
     assert line.startswith(str(largest.relative_to(folder))) and "CRC-32" in line
-    assert checksums.differences(folder, contents=False) == []
+    assert checksums.differences(folder, read=()) == []
 
 
 def test_where_none_is_whole_one_line_says_why(save, tmp_path, capfd):

@@ -21,6 +21,7 @@ from t5_engine import (
     t5x_format,
     verification,
 )
+from t5_engine.checkpoint_metadata import read_metadata
 from t5_engine.config import T5Config
 from t5_engine.weights import OwnWeights, lazy_params, to_params
 from tests.t5_engine.stored import InMemory, assert_same
@@ -70,7 +71,7 @@ def test_our_checkpoint_is_one_that_training_reads(
     assert checkpoints.broken(checkpoints.find(step)) is None
     assert_same(checkpoints.load(step)[0], params)
     assert_same(to_params(OwnWeights(step)), params)
-    assert checkpoints.read_about(step)["optimizer"] == exchange.NO_OPTIMIZER
+    assert read_metadata(step).optimizer == exchange.NO_OPTIMIZER
 
 
 def test_leaves_are_read_only_when_they_are_used(config: T5Config, params: Any):
@@ -139,6 +140,35 @@ def test_a_manifest_tells_every_difference(tmp_path: pathlib.Path):
     (out / manifest.FILE).write_text('{"format": 2, "files": {}}')
     with pytest.raises(UserError, match="not a manifest: format 2, expected 1"):
         manifest.problems(out)
+
+
+@pytest.mark.parametrize("layout", ["hf", "native", "orbax"])
+def test_what_is_read_is_compared_with_the_manifest(
+    tmp_path: pathlib.Path, config: T5Config, params: Any, layout: str
+):
+    """Only what is read: a card may be edited."""
+    out = tmp_path / "out"
+    with manifest.new_folder(out) as folder:
+        (folder / "README.md").write_text("card")
+        if layout == "hf":
+            huggingface_folder.write(InMemory(config, params), folder)
+        else:
+            t5x_format.write(InMemory(config, params, 3), folder, layout=layout)
+    (out / "README.md").write_text("edited")
+    assert_same(exchange.load(out)[0], params)
+    files = [path for path in out.rglob("*") if path.is_file() and path.name != manifest.FILE]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    whole = largest.read_bytes()
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    largest.write_bytes(changed)
+    with pytest.raises(UserError, match=f"is not as it was written: .*{largest.name}"):
+        exchange.load(out)
+    exchange.open_checkpoint(out, verify=False)
+    largest.write_bytes(whole)
+    (out / manifest.FILE).write_text("[]")
+    with pytest.raises(UserError, match="manifest.json: expected a JSON object, got list"):
+        exchange.load(out)
 
 
 def test_a_number_that_is_not_finite_is_found(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from flipped_core.errors import UserError
+from t5_engine import config as sizes
 from t5_engine import huggingface, huggingface_folder
 from t5_engine.config import T5Config
 from t5_engine.huggingface_folder import HuggingFaceWeights
@@ -41,8 +43,11 @@ def their_folder(
 
 
 def change_config(folder: pathlib.Path, **changes: Any) -> None:
+    """Changes fields of `config.json`; None takes one out, but for a rate."""
     file = folder / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    fields = {**json.loads(file.read_text()), **changes}
+    gone = [name for name in changes if changes[name] is None and not name.endswith("rate")]
+    file.write_text(json.dumps({name: fields[name] for name in fields if name not in gone}))
 
 
 def test_export_is_read_back_bit_for_bit(folder: pathlib.Path, config: T5Config, params: Any):
@@ -110,16 +115,9 @@ def test_bfloat16_is_written_rounded_and_read_exactly(
         huggingface_folder.write(InMemory(config, params), tmp_path, dtype="float16")
 
 
-def test_a_pickle_is_refused_with_the_reason(folder: pathlib.Path):
+def test_a_folder_without_tensors_is_refused(folder: pathlib.Path):
     (folder / "model.safetensors").unlink()
-    with pytest.raises(
-        UserError, match="expected model.safetensors or .*index.json, found neither"
-    ):
-        HuggingFaceWeights(folder)
-    (folder / "pytorch_model-00001-of-00002.bin").write_bytes(b"\x80\x02.")
-    with pytest.raises(
-        UserError, match=r"pytorch_model-00001-of-00002.bin, a pickle, which can run"
-    ):
+    with pytest.raises(UserError, match="expected model.safetensors or pytorch_model.bin, .* none"):
         HuggingFaceWeights(folder)
 
 
@@ -159,20 +157,156 @@ def test_missing_extra_and_other_parameters_are_named(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tie_word_embeddings": True}, "tie_word_embeddings: expected False"),
-        ({"feed_forward_proj": "relu"}, "feed_forward_proj: expected 'gated-gelu'.* got 'relu'"),
-        ({"model_type": "umt5"}, "model_type: expected 't5'.* got 'umt5'"),
         ({"d_ff": 25}, r"expected shape \[25, 16\], got \[24, 16\]"),
         (
             {"num_layers": 3},
             "'encoder.block.2.layer.0.SelfAttention.k.weight' is missing, and 8 more",
         ),
+        # What no machine holds is refused before anything is computed from it.
+        (
+            {"num_layers": 10**9},
+            "num_layers: expected a whole number from 1 to 1024, got 1000000000",
+        ),
+        (
+            {"num_decoder_layers": 10**6},
+            "num_decoder_layers: expected a whole number from 1 to 1024",
+        ),
+        ({"d_model": 10**12}, "d_model: expected a whole number from 1 to 1048576, got 10"),
+        (
+            {"vocab_size": 2**24},
+            r"'lm_head.weight': expected shape \[16777216, 16\], got \[48, 16\]",
+        ),
+        ({"d_kv": 64.0}, "d_kv: expected a whole number from 1 to 65536, got 64.0"),
+        ({"num_heads": True}, "num_heads: expected a whole number from 1 to 65536, got True"),
+        (
+            {"d_ff": "2048" * 99},
+            "d_ff: expected a whole number from 1 to 4194304, got '2048[0-9]{,60}$",
+        ),
+        ({"dropout_rate": None}, "dropout_rate: expected a number from 0.0 to 0.99, got None"),
+        (
+            {"layer_norm_epsilon": math.nan},
+            "layer_norm_epsilon: expected a number from .*, got nan",
+        ),
+        ({"relative_attention_max_distance": 16}, "expected more than half of .*, got 16 and 32"),
     ],
 )
-def test_other_models_are_refused(folder: pathlib.Path, changes: Any, message: str):
+def test_sizes_that_do_not_fit_are_refused(folder: pathlib.Path, changes: Any, message: str):
     change_config(folder, **changes)
     with pytest.raises(UserError, match=message):
-        to_params(HuggingFaceWeights(folder))
+        HuggingFaceWeights(folder)
+
+
+# What distinguishes the published configurations of other models (google/t5-small, google/mt5-small, google/byt5-small,
+# google/ul2, google/umt5-small, google/t5gemma-2b-2b-ul2) from T5 v1.1's.
+OTHER_MODELS: dict[str, tuple[dict[str, Any], str]] = {
+    "T5 v1.0": (
+        {"feed_forward_proj": None, "tie_word_embeddings": None, "d_ff": 2048, "n_positions": 512},
+        "feed_forward_proj: expected 'gated-gelu', as T5 v1.1 has it, got 'relu'",
+    ),
+    "T5 v1.0 as transformers 5 writes it": (
+        {"feed_forward_proj": "relu", "dense_act_fn": "relu", "is_gated_act": False},
+        "feed_forward_proj: expected 'gated-gelu', as T5 v1.1 has it, got 'relu'",
+    ),
+    "T5 v1.0, gated and tied": (
+        {"tie_word_embeddings": True},
+        "tie_word_embeddings: expected False, as T5 v1.1 has it, got True",
+    ),
+    "mT5": (
+        {
+            "model_type": "mt5",
+            "architectures": ["MT5ForConditionalGeneration"],
+            "vocab_size": 250112,
+        },
+        "model_type: expected 't5', as T5 v1.1 has it, got 'mt5'",
+    ),
+    "uMT5": ({"model_type": "umt5"}, "model_type: expected 't5', .* got 'umt5'"),
+    "ByT5": (
+        {"tokenizer_class": "ByT5Tokenizer", "vocab_size": 384, "num_decoder_layers": 4},
+        "tokenizer_class: expected 'T5Tokenizer', as T5 v1.1 has it, got 'ByT5Tokenizer'",
+    ),
+    "UL2": (
+        {"feed_forward_proj": "gated-silu", "dense_act_fn": "silu", "is_gated_act": True},
+        "feed_forward_proj: expected 'gated-gelu', as T5 v1.1 has it, got 'gated-silu'",
+    ),
+    "another activation": ({"dense_act_fn": "silu"}, "dense_act_fn: expected 'gelu_new'"),
+    "T5Gemma": (
+        {"model_type": "t5gemma", "encoder": {"hidden_size": 2304}, "decoder": {}},
+        "model_type: expected 't5', as T5 v1.1 has it, got 't5gemma'",
+    ),
+}
+
+
+@pytest.mark.parametrize("model", OTHER_MODELS)
+def test_other_models_are_refused_by_the_field_that_differs(folder: pathlib.Path, model: str):
+    changes, message = OTHER_MODELS[model]
+    (folder / "model.safetensors").write_bytes(b"never looked at")
+    change_config(folder, **changes)
+    with pytest.raises(UserError, match=message):
+        HuggingFaceWeights(folder)
+
+
+# The fields of published configurations beside the sizes: bigscience/T0_3B, google/flan-t5-small, google/t5-v1_1-small.
+PUBLISHED = {
+    "T0": {
+        "_name_or_path": "./",
+        "architectures": ["T5ForConditionalGeneration"],
+        "decoder_start_token_id": 0,
+        "dropout_rate": 0.1,
+        "eos_token_id": 1,
+        "feed_forward_proj": "gated-gelu",
+        "gradient_checkpointing": False,
+        "initializer_factor": 1.0,
+        "is_encoder_decoder": True,
+        "layer_norm_epsilon": 1e-06,
+        "model_type": "t5",
+        "output_past": True,
+        "pad_token_id": 0,
+        "relative_attention_num_buckets": 32,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "transformers_version": "4.10.0.dev0",
+        "use_cache": True,
+        "vocab_size": 32128,
+    },
+    "FLAN-T5": {
+        "architectures": ["T5ForConditionalGeneration"],
+        "decoder_start_token_id": 0,
+        "dropout_rate": 0.1,
+        "eos_token_id": 1,
+        "feed_forward_proj": "gated-gelu",
+        "initializer_factor": 1.0,
+        "is_encoder_decoder": True,
+        "layer_norm_epsilon": 1e-06,
+        "model_type": "t5",
+        "n_positions": 512,
+        "output_past": True,
+        "pad_token_id": 0,
+        "relative_attention_max_distance": 128,
+        "relative_attention_num_buckets": 32,
+        "task_specific_params": {"summarization": {"num_beams": 4, "prefix": "summarize: "}},
+        "tie_word_embeddings": False,
+        "transformers_version": "4.23.1",
+        "use_cache": True,
+        "vocab_size": 32128,
+    },
+    "T5 v1.1": {
+        "architectures": ["T5ForConditionalGeneration"],
+        "decoder_start_token_id": 0,
+        "feed_forward_proj": "gated-gelu",
+        "model_type": "t5",
+        "tie_word_embeddings": False,
+        "vocab_size": 32128,
+    },
+}
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_published_configurations_open(model: str):
+    fields = {
+        "d_ff": 5120, "d_kv": 64, "d_model": 2048, "num_decoder_layers": 24, "num_heads": 32, "num_layers": 24
+    }  # fmt: skip
+    found = huggingface.config_from_fields({**PUBLISHED[model], **fields}, "config.json")
+    assert found == sizes.SIZES["xl"]
 
 
 def test_what_transformers_5_writes_of_untied_models_is_read(folder: pathlib.Path, params: Any):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import pathlib
 import subprocess
@@ -180,6 +181,7 @@ def test_early_orbax_names_arrays_beside_the_file(
 ):
     """Before Orbax wrote descriptions of trees: a msgpack file of names, and a zarr array beside it for each."""
     out = written(tmp_path / "out", config, params) / f"checkpoint_{STEP}"
+    out = out.rename(out.with_name("checkpoint_9"))
     target = {
         path: f"PLACEHOLDER://target.{'.'.join(path)}" for path in flatten_dict(unstack(params))
     }
@@ -191,6 +193,36 @@ def test_early_orbax_names_arrays_beside_the_file(
     weights = T5XWeights(out.parent)
     assert (weights.layout, weights.step) == ("t5x orbax", 9)
     assert_same(to_params(weights), params)
+
+
+def test_a_missing_chunk_does_not_become_zeros(
+    tmp_path: pathlib.Path, config: T5Config, params: Any
+):
+    out = written(tmp_path / "out", config, params) / f"checkpoint_{STEP}"
+    (out / "target.encoder.layers_0.mlp.wo.kernel" / "0.0").unlink()
+    with pytest.raises(UserError, match="encoder.layers_0.mlp.wo.kernel: cannot be read"):
+        to_params(T5XWeights(out))
+
+
+def test_a_step_that_is_not_that_of_the_folder_is_refused(
+    tmp_path: pathlib.Path, config: T5Config, params: Any
+):
+    out = written(tmp_path / "out", config, params) / f"checkpoint_{STEP}"
+    with pytest.raises(UserError, match=f"checkpoint_77: it was saved at step {STEP}"):
+        T5XWeights(out.rename(out.with_name("checkpoint_77")))
+
+
+def test_an_array_that_no_memory_holds_is_refused_before_it_is_read(
+    tmp_path: pathlib.Path, config: T5Config, params: Any
+):
+    out = written(tmp_path / "out", config, params) / f"checkpoint_{STEP}"
+    file = out / "target.token_embedder.embedding" / ".zarray"
+    for name in ("shape", "chunks"):
+        content = file.read_text()
+        file.write_text(json.dumps({**json.loads(content), name: [2**40, 16]}))
+        with pytest.raises(UserError, match="bytes, which is more than this machine's memory"):
+            T5XWeights(out)
+        file.write_text(content)
 
 
 def test_the_newest_step_is_taken(tmp_path: pathlib.Path, config: T5Config, params: Any):

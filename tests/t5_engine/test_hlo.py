@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from t5_engine.hlo import Program, Travel, array_bytes
+from t5_engine.hlo import CollectiveStats, Program, array_bytes, device_groups
 
 # As the TPU compiler writes it: no known trip count, asynchronous collectives, cycles.
 TPU = """HloModule jit_f, is_scheduled=true
@@ -46,8 +46,8 @@ def test_a_loop_counts_as_often_as_it_runs() -> None:
     assert program.runs["body.1"] == 24
     assert program.runs["fused"] == 24 + 1
     assert program.collectives() == {
-        "all-gather": Travel(24, 24 * 32 * 4),
-        "all-reduce": Travel(1, 4 * 2 * 2),
+        "all-gather": CollectiveStats(24, 24 * 32 * 4),
+        "all-reduce": CollectiveStats(1, 4 * 2 * 2),
     }
     assert program.loop_factor() == pytest.approx((300 + 24 * 100) / (300 + 100))
 
@@ -61,7 +61,7 @@ def test_pieces_of_one_collective_count_once() -> None:
     piece = "  %ag.{} = f32[32]{{0}} all-gather(%p.4), channel_id={}, dimensions={{0}}\n"
     pieces = piece.format(1, 7) + piece.format(2, 7) + piece.format(3, 8)
     text = TPU.replace("  %ar.1", pieces + "  %ar.1")
-    assert Program(text).collectives()["all-gather"] == Travel(24 + 2, (24 + 2) * 32 * 4)
+    assert Program(text).collectives()["all-gather"] == CollectiveStats(24 + 2, (24 + 2) * 32 * 4)
 
 
 def test_sizes_of_arrays() -> None:
@@ -97,7 +97,46 @@ def test_collectives_of_a_program_known_by_hand() -> None:
     command = [sys.executable, "-c", LAYERS]
     text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     # The loop hands its x [8, 64] on split over `model`, so the result is gathered once, after the loop.
-    assert Program(text.stdout).collectives() == {
-        "all-reduce": Travel(5, 5 * 8 * 64 * 4),
-        "all-gather": Travel(1, 8 * 64 * 4),
+    program = Program(text.stdout)
+    # Rows of `model` are devices 0, 1 and 2, 3: nothing leaves slices of two, everything leaves slices of one.
+    assert program.between_slices(2) == {}
+    assert program.between_slices(1) == program.collectives()
+    assert program.collectives() == {
+        "all-reduce": CollectiveStats(5, 5 * 8 * 64 * 4),
+        "all-gather": CollectiveStats(1, 8 * 64 * 4),
     }
+
+
+@pytest.mark.parametrize(
+    "rest, groups",
+    [
+        ("%x), channel_id=3, replica_groups={{0,2},{1,3}}, dimensions={1}", [[0, 2], [1, 3]]),
+        ("%x), replica_groups=[2,4]<=[8], dimensions={0}", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("%x), replica_groups=[4,2]<=[2,4]T(1,0)", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("%x), source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
+        ("%x), replica_groups=mesh['a'=2,'b'=4] {'b'}, x={1}", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("%x), replica_groups=mesh['a'=2,'b'=4] {'a'}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("%x), replica_groups=mesh['a'=8] {'a':(2)2}", [[0, 2], [1, 3], [4, 6], [5, 7]]),
+        ("%x), replica_groups={}, to_apply=%add", None),
+    ],
+)
+def test_groups_of_devices(rest: str, groups: list[list[int]] | None) -> None:
+    assert device_groups(rest) == groups
+
+
+def test_what_the_tpu_compiler_sends_between_slices() -> None:
+    """Its collectives stay within slices then; each transfer is one `recv` from the hosts, the layers' in a loop."""
+    attributes = (
+        'channel_id=11, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale'
+        '_runtime",_xla_megascale_transfer_type="ALL_GATHER"}'
+    )
+    recv = f"  %recv.1 = (f32[2,16]{{1,0}}, u32[], token[]) recv(%after-all.1), {attributes}\n"
+    done = f"  %recv-done.1 = (f32[2,16]{{1,0}}, token[]) recv-done(%recv.1), {attributes}\n"
+    other = "  %recv.2 = (f32[9]{0}, u32[], token[]) recv(%after-all.1), channel_id=12\n"
+    text = TPU.replace("  %ar.1", recv + done + other + "  %ar.1")
+    [(kind, stats)] = [
+        (kind, stats)
+        for kind, stats in Program(text).between_slices(10_000).items()
+        if kind == "all-gather"
+    ]
+    assert stats.bytes == stats.count * 2 * 16 * 4 and stats.count >= 1

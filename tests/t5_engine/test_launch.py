@@ -103,38 +103,6 @@ def test_one_process_is_told_apart_without_jax():
     assert done.stdout.split() == ["False", "False"]
 
 
-SLURM = {
-    "SLURM_JOB_ID": "123",
-    "SLURM_STEP_NODELIST": "node[08-10,12],login",
-    "SLURM_NTASKS": "10",
-    "SLURM_PROCID": "7",
-    "SLURM_LOCALID": "1",
-}
-
-
-def test_slurm_and_tpu_pods_are_detected():
-    hosts = ("node08", "node09", "node10", "node12", "login")
-    assert launch.detected(SLURM) == Group("node08:20123", 10, 7, hosts)
-    assert launch.detected(SLURM | {"SLURM_NTASKS": "1"}) is None
-    pod = {"TPU_WORKER_HOSTNAMES": "t0,t1", "TPU_WORKER_ID": "1"}
-    assert launch.detected(pod) == Group("t0:8477", 2, 1, ("t0", "t1"))
-    assert launch.detected({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}) is None
-    assert launch.detected({}) is None
-
-
-@pytest.mark.parametrize(
-    "names, hosts",
-    [
-        ("a", ["a"]),
-        ("a,b7", ["a", "b7"]),
-        ("n[1-2,09-11]", ["n1", "n2", "n09", "n10", "n11"]),
-        ("x[1-2]-ib,y[3]", ["x1-ib", "x2-ib", "y3"]),
-    ],
-)
-def test_slurms_short_form_of_hosts(names, hosts):
-    assert launch.expand_hosts(names) == hosts
-
-
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -153,3 +121,34 @@ def test_slurms_short_form_of_hosts(names, hosts):
 def test_flags_that_do_not_fit_together_are_named(settings, message):
     with pytest.raises(UserError, match=message):
         launch.start(**settings)
+
+
+def test_the_slices_of_missing_processes_are_named(address):
+    groups = [Group(address, 4, index, slices=2) for index in (0, 1, 2)]
+    told = roll(groups, 3)
+    assert all(line.startswith("process 3 (slice 1) of 4 did not come up") for line in told)
+
+
+def test_an_address_alone_needs_a_scheduler(monkeypatch):
+    """Open MPI 5 knows numbers, but not where process 0 is."""
+    with pytest.raises(UserError, match="process_count, process_id: expected together with"):
+        launch.start("host0:1234")
+    for name, value in {"SIZE": "2", "RANK": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}.items():
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
+    monkeypatch.setattr(launch, "call_roll", lambda group, timeout: joined.append(group))
+    monkeypatch.setattr(launch, "_initialize", lambda timeout, group: joined.append(group))
+    joined: list[Group] = []
+    assert launch.start("host0:1234") is True
+    assert joined == [Group("host0:1234", 2, 1)] * 2
+
+
+def test_what_jax_is_given(monkeypatch):
+    """Its own detection is off: it would give the one process of a SLURM node one of eight GPUs."""
+    import jax
+
+    given = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **settings: given.update(settings))
+    launch._initialize(60, Group("node1:20123", 16, 9, local_devices=(1,)))
+    assert given["coordinator_address"] == "node1:20123" and given["local_device_ids"] == (1,)
+    assert (given["num_processes"], given["process_id"]) == (16, 9)
+    assert given["cluster_detection_method"] == "deactivate"

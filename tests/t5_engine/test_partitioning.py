@@ -69,15 +69,17 @@ def free_port():
         return server.getsockname()[1]
 
 
-def in_processes(folder, count, devices_each, layout):
-    """What process 0 of `count` says."""
+def in_processes(folder, count, devices_each, layout, **more):
+    """What each of `count` processes says."""
     folder.mkdir()
     port = free_port()
     started = [
-        start(folder, {"layouts": [layout], "processes": [port, count, index]}, devices_each)
+        start(
+            folder, {"layouts": [layout], "processes": [port, count, index], **more}, devices_each
+        )
         for index in range(count)
     ]
-    return [answer(process) for process in started][0]
+    return [answer(process) for process in started]
 
 
 def load(folder, layout):
@@ -119,8 +121,10 @@ def test_a_checkpoint_gives_the_same_numbers_on_any_mesh(trained):
 
 
 def test_two_processes_equal_one(trained, tmp_path):
-    """Each brings its own rows; FSDP spans both."""
-    told = in_processes(tmp_path / "two", 2, 2, (4, 2, True, 1))
+    """Each brings its own rows; FSDP spans both. Damage that one of them finds is known to both."""
+    told, other = in_processes(tmp_path / "two", 2, 2, (4, 2, True, 1), damage=True)
+    for one in (told, other):
+        assert (one["resumable"], one["loaded"]) == (2, "2")
     assert told["devices"] == 4 and told["examples"] == [15]
     assert_like_one_device(tmp_path / "two", (4, 2, True, 1), load(trained[0], ONE))
 

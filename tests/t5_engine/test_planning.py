@@ -8,26 +8,27 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flipped_core.errors import UserError
-from t5_engine import config, planning, speed
+from t5_engine import config, planning, speed, topologies
 from t5_engine.model import abstract_params
-from t5_engine.planning import Machine, Setup
+from t5_engine.planning import StepConfig
+from t5_engine.topologies import Topology
 
 MODEL = config.size("tiny", dropout_rate=0.0, unroll_layers=False)
 
 
-def _machine(memory: int = 2**34) -> Machine:
-    return Machine("one CPU", jax.devices("cpu")[:1], memory, 1e12, 1e9, False)
+def _machine(name: str = "h100:1", memory: int = 2**34) -> Topology:
+    parsed = topologies.parse(name)
+    return Topology(parsed, jax.devices("cpu")[: parsed.chips], memory, 1e12, None, False)
 
 
 @pytest.mark.parametrize("method", ["direct", "flipped"])
 def test_flops_are_the_closed_form(method: str) -> None:
     """The traced step's matrix products are what `speed.step_flops` derives from the sizes."""
-    setup = Setup(MODEL, method, batch_size=4, inputs=32, targets=16)
-    found = planning.train_step(setup, _machine())
+    step = StepConfig(MODEL, method, batch_size=4, inputs=32, targets=16)
+    found = planning.train_step(step, _machine())
     expected = 4 * speed.step_flops(MODEL, 32, 16, with_wrong=method == "flipped")
     assert found.flops == pytest.approx(expected, rel=1e-6)
-    assert found.seconds is None and found.fits is None
+    assert found.seconds is None and found.fits is True
     params = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(MODEL)))
     assert found.memory["arguments"] >= 4 * params
     assert found.collectives == {}
@@ -36,8 +37,8 @@ def test_flops_are_the_closed_form(method: str) -> None:
 def test_remat_and_microbatches_in_the_count() -> None:
     def flops(**changes: Any) -> float:
         model = MODEL.replace(remat=changes.pop("remat", "none"))
-        setup = Setup(model, "direct", batch_size=4, inputs=32, targets=16, **changes)
-        return planning.train_step(setup, _machine()).flops
+        step = StepConfig(model, "direct", batch_size=4, inputs=32, targets=16, **changes)
+        return planning.train_step(step, _machine()).flops
 
     whole = flops()
     assert flops(microbatches=2) == pytest.approx(whole, rel=1e-6)
@@ -48,7 +49,7 @@ def test_remat_and_microbatches_in_the_count() -> None:
 
 
 def test_the_scorer_is_planned_too() -> None:
-    found = planning.scoring(Setup(MODEL, inputs=16, targets=8, batch_size=4), _machine())
+    found = planning.scoring(StepConfig(MODEL, inputs=16, targets=8, batch_size=4), _machine())
     assert set(found) == {"encode", "decode"} and all(one.flops > 0 for one in found.values())
 
 
@@ -66,7 +67,7 @@ def test_the_peak_of_memory_counts_what_is_overwritten_once() -> None:
 
     def peak(**donated: int) -> int:
         compiled = jax.jit(lambda x: x + 1.0, **donated).trace(x).lower().compile()  # type: ignore[call-overload]
-        return planning.memory_by_kind(compiled.memory_analysis())["peak"]
+        return planning.memory_by_kind(compiled.memory_analysis(), is_tpu=False)["peak"]
 
     assert 8000 <= peak() < 9000 and 4000 <= peak(donate_argnums=0) < 5000
 
@@ -83,10 +84,10 @@ def test_a_refusal_for_want_of_memory() -> None:
 
 
 def test_changes_begin_with_the_smallest() -> None:
-    words = [words for words, _ in planning.changes(Setup(MODEL), 8)]
+    words = [words for words, _ in planning.changes(StepConfig(MODEL), 8)]
     assert words[:3] == ["remat minimal", "remat full", "remat full, 2 microbatches"]
     assert "remat full, FSDP" in words and words[-1] == "remat full, FSDP, model parallelism 8"
-    already = Setup(MODEL.replace(remat="full"), fsdp=True)
+    already = StepConfig(MODEL.replace(remat="full"), fsdp=True)
     assert [words for words, _ in planning.changes(already, 2)] == [
         "2 microbatches",
         "4 microbatches",
@@ -97,25 +98,60 @@ def test_changes_begin_with_the_smallest() -> None:
 def test_the_first_change_that_fits_is_told_and_no_other_is_compiled() -> None:
     tried: list[str] = []
 
-    def fits(words: str, setup: Setup) -> bool:
+    def fits(words: str, config: StepConfig) -> bool:
         tried.append(words)
-        return setup.microbatches == 4
+        return config.microbatches == 4
 
-    found = planning.smallest_fit(planning.changes(Setup(MODEL), 1), fits)
+    found = planning.smallest_fit(planning.changes(StepConfig(MODEL), 1), fits)
     assert found == "remat full, 4 microbatches" == tried[-1]
-    assert planning.smallest_fit(planning.changes(Setup(MODEL), 1), lambda *_: False) is None
+    assert planning.smallest_fit(planning.changes(StepConfig(MODEL), 1), lambda *_: False) is None
 
 
 def test_rows_are_padded_for_mesh_and_microbatches() -> None:
-    assert planning.rows(Setup(MODEL, microbatches=2), 32) == 256
+    assert planning.rows(StepConfig(MODEL, microbatches=2), 32) == 256
 
 
-@pytest.mark.parametrize("name", ["v5x:2x2", "v5e", "v5e:2", "v5e:0x4", "v5p:axb"])
-def test_unknown_topologies(name: str) -> None:
-    with pytest.raises(UserError, match="topology"):
-        planning.chips(name)
+def test_the_peak_of_the_cpu_compiler_is_no_smaller_than_what_it_contains() -> None:
+    memory = planning.train_step(StepConfig(MODEL, batch_size=4, inputs=32, targets=16), _machine())
+    parts = memory.memory
+    assert parts["peak"] >= parts["temporary"] > 0
+    assert (
+        parts["peak"]
+        == parts["arguments"] + parts["outputs"] - parts["aliased"] + parts["temporary"]
+    )
 
 
-def test_chips_of_topologies() -> None:
-    assert planning.chips("v5p:4x4x4") == ("v5p", 64)
-    assert planning.chips("v6e:16x16") == ("v6e", 256)
+def test_gpus_are_held_to_a_share_of_their_memory() -> None:
+    step = StepConfig(MODEL, batch_size=4, inputs=32, targets=16)
+    peak = planning.train_step(step, _machine()).memory["peak"]
+    assert planning.train_step(step, _machine(memory=round(peak / 0.89))).fits is True
+    assert planning.train_step(step, _machine(memory=round(peak / 0.91))).fits is False
+
+
+def test_proposals_for_gpus_begin_with_what_costs_least() -> None:
+    tried = list(planning.proposals(StepConfig(config.size("xl")), 16, 8))
+    assert all(step.fsdp and 8 % step.model_parallelism == 0 for step in tried)
+    words = [(s.model_parallelism, s.model.remat, s.microbatches) for s in tried]
+    assert words[:4] == [
+        (1, "minimal", 1),
+        (1, "minimal", 2),
+        (1, "minimal", 4),
+        (1, "full", 1),
+    ]
+    assert words[-1] == (8, "full", 8)
+    # 4 rows on each of 64 devices: no more microbatches than that.
+    few = list(planning.proposals(StepConfig(config.size("xl")), 64, 8))
+    assert max(step.microbatches for step in few if step.model_parallelism == 1) == 4
+
+
+def test_the_first_proposal_that_fits() -> None:
+    compiled: list[StepConfig] = []
+
+    def stats(step: StepConfig) -> planning.CompileStats:
+        compiled.append(step)
+        fits = step.model.remat == "full"
+        return planning.CompileStats(fits, {"peak": 1}, 1.0, None, None, {}, {}, 1.0)
+
+    found = planning.first_fit(planning.proposals(StepConfig(MODEL), 8, 8), stats)
+    assert found is not None and found[0] == compiled[-1] and found[0].microbatches == 1
+    assert planning.first_fit(iter([StepConfig(MODEL)]), stats) is None

@@ -1,0 +1,42 @@
+"""JAX's compilation cache: a start after the first one loads its programs instead of compiling them."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+
+from flipped_core.errors import UserError
+
+VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+
+
+def enable(folder: str | None) -> None:
+    """Has JAX keep compiled programs in that folder or bucket; None leaves it to JAX's variable.
+
+    Raises:
+      UserError: the folder cannot be made or written. JAX would compile without it and only warn.
+    """
+    folder = folder or os.environ.get(VARIABLE)
+    if not folder:
+        return
+    settings = {"jax_compilation_cache_dir": folder}
+    if "://" in folder:
+        # XLA itself knows no buckets: its cache of GPU kernels would go to a folder named like the address.
+        settings["jax_persistent_cache_enable_xla_caches"] = "none"
+    else:
+        _check_writable(pathlib.Path(folder))
+    for name, value in settings.items():
+        os.environ[name.upper()] = value
+        if jax := sys.modules.get("jax"):  # which reads the variables when it is imported
+            jax.config.update(name, value)
+
+
+def _check_writable(folder: pathlib.Path) -> None:
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(
+            f"COMPILATION_CACHE_DIR: expected a folder, got {folder}: {there} is a file"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"COMPILATION_CACHE_DIR: cannot write {there}: permission denied")

@@ -1,0 +1,360 @@
+"""The files of launch/: their syntax, and when they start a run again, with stand-ins for srun and gcloud."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import pytest
+import yaml
+
+from t5_engine import clusters
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+LAUNCH = ROOT / "launch"
+SCRIPTS = sorted(path.name for path in LAUNCH.glob("*.sh"))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_syntax(name: str) -> None:
+    subprocess.run(["bash", "-n", LAUNCH / name], check=True)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_shellcheck(name: str) -> None:
+    beside = pathlib.Path(sys.executable).with_name("shellcheck")
+    program = shutil.which("shellcheck") or (str(beside) if beside.exists() else None)
+    if program is None:
+        pytest.skip("shellcheck is not installed (extra: test)")
+    found = subprocess.run([program, LAUNCH / name], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize("name", ["slurm.sh", "tpu_pod.sh", "jobset.yaml", "Dockerfile"])
+def test_what_to_set_comes_first(name: str) -> None:
+    head = (LAUNCH / name).read_text(encoding="utf-8").split("\nset -u")[0].lower()
+    assert "to set" in head or "set here" in head
+
+
+def test_sbatch_reads_all_its_lines() -> None:
+    """It stops reading at the first command."""
+    lines = (LAUNCH / "slurm.sh").read_text(encoding="utf-8").splitlines()
+    first = next(n for n, line in enumerate(lines) if line and not line.startswith("#"))
+    marked = [n for n, line in enumerate(lines) if line.startswith("#SBATCH")]
+    assert len(marked) > 5 and max(marked) < first
+
+
+def test_the_job_set() -> None:
+    job_set = yaml.safe_load((LAUNCH / "jobset.yaml").read_text(encoding="utf-8"))
+    [replicated] = job_set["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    [container] = job["template"]["spec"]["containers"]
+    # Code 2 fails the job and with it the whole set; every other failure starts all pods again.
+    [rule] = job["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [2]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    assert job["backoffLimit"] == 0 and job["completionMode"] == "Indexed"
+    assert job["template"]["spec"]["restartPolicy"] == "Never"
+    policy = job_set["spec"]["failurePolicy"]
+    assert policy["maxRestarts"] > 0
+    assert policy["rules"] == [
+        {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    ]
+    # The processes find each other by these variables.
+    annotations = {
+        "jobset.sigs.k8s.io/jobset-name": job_set["metadata"]["name"],
+        "jobset.sigs.k8s.io/replicatedjob-name": replicated["name"],
+        "jobset.sigs.k8s.io/job-index": "0",
+    }
+    environment = {"JOB_COMPLETION_INDEX": str(job["completions"] - 1)}
+    for variable in container["env"]:
+        path = variable.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath", "")
+        named = path.removeprefix("metadata.annotations['").removesuffix("']")
+        environment[variable["name"]] = variable.get("value") or annotations[named]
+    group = clusters.detected(environment)
+    assert group is not None and group.count == job["parallelism"] == job["completions"]
+    assert group.index == group.count - 1
+    assert group.address == "flipped-xl-node-0-0.flipped-xl:8477"
+
+
+@pytest.mark.parametrize(
+    "code, becomes", [(0, 0), (2, 2), (1, 100), (3, 100), (134, 134), (137, 137)]
+)
+def test_codes_of_one_process(code: int, becomes: int) -> None:
+    command = ["bash", LAUNCH / "run_once.sh", "bash", "-c", f"exit {code}"]
+    assert subprocess.run(command).returncode == becomes
+
+
+def test_a_process_that_was_stopped_is_not_done(tmp_path: pathlib.Path) -> None:
+    """It saves and ends with 0, and there is more to do."""
+    wait = "while :; do sleep 0.1; done"
+    saving = f"trap 'sleep 0.3; touch {tmp_path}/saved; exit 0' TERM; touch {tmp_path}/up; {wait}"
+    process = subprocess.Popen(["bash", LAUNCH / "run_once.sh", "bash", "-c", saving])
+    while not (tmp_path / "up").exists():
+        assert process.poll() is None
+    process.terminate()
+    assert process.wait(60) == 143
+    assert (tmp_path / "saved").exists()
+
+
+def stand_in(folder: pathlib.Path, name: str, text: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(text, encoding="utf-8")
+    (folder / name).chmod(0o755)
+
+
+def run(
+    script: str, *words: str, tools: pathlib.Path, settings: Mapping[str, str], seconds: int = 120
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **settings}
+    environment["PATH"] = f"{tools}{os.pathsep}{environment['PATH']}"
+    command = ["bash", str(LAUNCH / script), *words]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds
+    )
+
+
+# Ends with the next of the codes in a file, and notes how it was called.
+SRUN_OF_CODES = """#!/bin/bash
+echo "$@" >>"$STATE/calls"
+code=$(head -n 1 "$STATE/codes")
+sed -i 1d "$STATE/codes"
+exit "$code"
+"""
+PATHS = {
+    "MODEL_DIR": "m",
+    "VOCAB_PATH": "v",
+    "INITIAL_CHECKPOINT_PATH": "None",
+    "DATA_DIR": "None",
+    "PAUSE": "0",
+    "SLURM_JOB_ID": "7",
+}
+
+
+@pytest.mark.parametrize(
+    "codes, code, calls, said",
+    [
+        ([0], 0, 1, "done"),
+        ([137, 100, 0], 0, 3, "restart 2 of 3"),
+        ([2], 2, 1, "not started again"),
+        ([100, 2, 0], 2, 2, "not started again"),
+        ([100] * 5, 100, 4, "given up after 3 restarts"),
+    ],
+)
+def test_when_slurm_starts_again(
+    tmp_path: pathlib.Path, codes: list[int], code: int, calls: int, said: str
+) -> None:
+    stand_in(tmp_path / "tools", "srun", SRUN_OF_CODES)
+    (tmp_path / "codes").write_text("\n".join(map(str, codes)) + "\n")
+    settings = {**PATHS, "STATE": str(tmp_path), "MAX_RESTARTS": "3"}
+    done = run("slurm.sh", tools=tmp_path / "tools", settings=settings)
+    assert done.returncode == code and said in done.stdout, done.stdout + done.stderr
+    started = (tmp_path / "calls").read_text().splitlines()
+    assert len(started) == calls
+    assert "--gpu-bind=none --cpu-bind=cores" in started[0] and "--gin.MODEL_DIR=m" in started[0]
+
+
+def test_a_time_limit_puts_the_job_back(tmp_path: pathlib.Path) -> None:
+    """SLURM signals the script; srun hands it on, the run saves and ends with 0 or 143."""
+    waits = "#!/bin/bash\ntrap 'exit 143' TERM\nkill -TERM $PPID\nwhile :; do sleep 0.1; done\n"
+    stand_in(tmp_path / "tools", "srun", waits.replace("$PPID", "$(<$STATE/script)"))
+    stand_in(tmp_path / "tools", "scontrol", '#!/bin/bash\necho "$@" >"$STATE/scontrol"\n')
+    wrapper = tmp_path / "job.sh"
+    wrapper.write_text(f"echo $$ >{tmp_path}/script\nexec bash {LAUNCH}/slurm.sh\n")
+    environment = {**os.environ, **PATHS, "STATE": str(tmp_path)}
+    environment["PATH"] = f"{tmp_path / 'tools'}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(
+        ["bash", wrapper], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and "back into the queue" in done.stdout, done.stderr
+    assert (tmp_path / "scontrol").read_text() == "requeue 7\n"
+
+
+def test_missing_settings_are_named(tmp_path: pathlib.Path) -> None:
+    missing = {**PATHS, "VOCAB_PATH": ""}
+    done = run("slurm.sh", tools=tmp_path, settings=missing)
+    assert done.returncode != 0 and "VOCAB_PATH: a SentencePiece model" in done.stderr
+    done = run("tpu_pod.sh", "run", tools=tmp_path, settings={})
+    assert done.returncode == 2 and "expected a bucket of yours" in done.stderr
+    done = run("tpu_pod.sh", "begin", tools=tmp_path, settings={})
+    assert done.returncode == 2 and "got 'begin'" in done.stderr
+
+
+# A pod of two workers: a folder each, in which commands run as they would on the machines.
+GCLOUD = """#!{python}
+import json, os, pathlib, shutil, subprocess, sys
+state = pathlib.Path(os.environ["STATE"])
+words = sys.argv[1:]
+assert words[:3] == ["compute", "tpus", "tpu-vm"], words
+action, flags = words[3], {{w.split("=", 1)[0]: w.split("=", 1)[-1] for w in words[4:] if w.startswith("--")}}
+with open(state / "calls", "a") as log:
+    log.write(action + " " + flags.get("--command", "") + "\\n")
+workers = [state / f"worker{{n}}" for n in range(2)]
+chosen = workers if flags.get("--worker", "all") == "all" else [workers[int(flags["--worker"])]]
+if action == "create":
+    if (state / "ready").exists():
+        sys.exit("exists")
+    for worker in workers:
+        worker.mkdir()
+    (state / "ready").touch()
+elif action == "describe":
+    print("READY" if (state / "ready").exists() else "")
+elif action == "delete":
+    if not (state / "ready").exists():
+        sys.exit("NOT_FOUND")
+    for worker in workers:
+        shutil.rmtree(worker, ignore_errors=True)
+    (state / "ready").unlink()
+elif action == "scp":
+    source, target = [w for w in words[4:] if not w.startswith("--")]
+    for worker in chosen:
+        shutil.copy(source, worker / target.partition(":")[2])
+elif action == "ssh":
+    if not (state / "ready").exists():
+        sys.exit("unreachable")
+    running = []
+    for worker in chosen:
+        number = workers.index(worker)
+        environment = {{
+            **os.environ, "HOME": str(worker), "TPU_WORKER_ID": str(number), "WORKER": str(number),
+            "TPU_WORKER_HOSTNAMES": "127.0.0.1,127.0.0.1", "JAX_COORDINATOR_PORT": os.environ.get("PORT", "8477"),
+        }}
+        running.append(subprocess.Popen(["bash", "-c", flags["--command"]], cwd=worker, env=environment))
+    sys.exit(max([process.wait() for process in running], key=abs))
+"""
+# Stands for Python on the workers: ends with the code that the worker's file has for this attempt.
+PYTHON_OF_CODES = """#!/bin/bash
+attempt=$(cat "$HOME/attempt" 2>/dev/null || echo 0)
+echo $((attempt + 1)) >"$HOME/attempt"
+codes=($(cat "$STATE/codes$WORKER"))
+echo "attempt $attempt: $*"
+exit "${codes[$attempt]}"
+"""
+POD = {
+    "MODEL_DIR": "gs://mine/run",
+    "DATA_DIR": "gs://mine/data",
+    "INSTALL": "true",
+    "POLL": "1",
+    "GRACE": "5",
+    "MAX_RESTARTS": "2",
+}
+
+
+@pytest.mark.parametrize(
+    "codes, code, attempts, said",
+    [
+        (("0", "0"), 0, 1, "done"),
+        (("1 0", "137 0"), 0, 2, "restart 1 of 2"),
+        (("1 0", "2 0"), 0, 2, "restart 1 of 2"),
+        (("2", "2"), 2, 1, "not started again"),
+        (("1 1 1 1", "1 1 1 1"), 1, 3, "given up after 2 restarts"),
+    ],
+)
+def test_when_a_tpu_pod_is_started_again(
+    tmp_path: pathlib.Path, codes: tuple[str, str], code: int, attempts: int, said: str
+) -> None:
+    stand_in(tmp_path / "tools", "gcloud", GCLOUD.format(python=sys.executable))
+    stand_in(tmp_path / "tools", "python_of_codes", PYTHON_OF_CODES)
+    for number, text in enumerate(codes):
+        (tmp_path / f"codes{number}").write_text(text)
+    settings = {**POD, "STATE": str(tmp_path), "PYTHON": str(tmp_path / "tools/python_of_codes")}
+    done = run("tpu_pod.sh", "run", tools=tmp_path / "tools", settings=settings)
+    assert done.returncode == code and said in done.stdout, done.stdout + done.stderr
+    assert (tmp_path / "worker1" / "attempt").read_text().strip() == str(attempts)
+    calls = [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines()]
+    assert calls.count("create") == 1 and calls.count("scp") == 1
+    log = (tmp_path / "worker0" / "flipped" / "train.log").read_text()
+    assert "--gin.MODEL_DIR=gs://mine/run" in log and "--gin.DTYPE=bfloat16" in log
+    run("tpu_pod.sh", "delete", tools=tmp_path / "tools", settings=settings)
+    assert not (tmp_path / "worker0").exists()
+
+
+# Two processes on loopback. In the first attempt the second one is killed after some steps.
+SRUN = """#!{python}
+import os, pathlib, signal, subprocess, sys, time
+state = pathlib.Path(os.environ["STATE"])
+first = not (state / "started").exists()
+(state / "started").touch()
+command = sys.argv[1:]
+while command[0].startswith("-"):
+    command.pop(0)
+processes = []
+for n in range(2):
+    environment = dict(
+        os.environ, SLURM_JOB_ID=os.environ["JOB"], SLURM_STEP_NODELIST="127.0.0.1", SLURM_NTASKS="2",
+        SLURM_PROCID=str(n), SLURM_LOCALID=str(n),
+    )
+    processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
+metrics = pathlib.Path(os.environ["MODEL_DIR"]) / "metrics.jsonl"
+while first and all(process.poll() is None for process in processes):
+    if metrics.exists() and len(metrics.read_text().splitlines()) >= 3:
+        os.killpg(processes[1].pid, signal.SIGKILL)
+        break
+    time.sleep(0.05)
+sys.exit(max(code if code >= 0 else 128 - code for code in [process.wait() for process in processes]))
+"""
+TINY = (
+    "--gin.TRAIN_STEPS=12 --gin.BATCH_SIZE=4 --gin.CHECKPOINT_PERIOD=2 --gin.LOG_PERIOD=1 "
+    "--gin.MIXTURE_OR_TASK_NAME=direct.super_glue_rte --gin.COORDINATOR_TIMEOUT=200 "
+    "--gin.TASK_FEATURE_LENGTHS={'inputs':32,'targets':8} --gin.T5Config.vocab_size=512"
+)
+
+
+def real_settings(tmp_path: pathlib.Path, vocab: str) -> dict[str, str]:
+    return {
+        "STATE": str(tmp_path),
+        "JOB": str(os.getpid()),
+        "PORT": str(21_000 + os.getpid() % 9_000),
+        "MODEL": "tiny",
+        "RECIPE": "direct",
+        "MODEL_DIR": str(tmp_path / "run"),
+        "VOCAB_PATH": vocab,
+        "INITIAL_CHECKPOINT_PATH": "None",
+        "DATA_DIR": "None",
+        "PYTHON": sys.executable,
+        "PAUSE": "1",
+        "SETTINGS": TINY,
+        "JAX_PLATFORMS": "cpu",
+    }
+
+
+def assert_each_step_once(tmp_path: pathlib.Path) -> None:
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 13))
+
+
+@pytest.mark.slow
+def test_a_killed_process_on_slurm(tmp_path: pathlib.Path, small_vocab_path: str) -> None:
+    stand_in(tmp_path / "tools", "srun", SRUN.format(python=sys.executable))
+    settings = real_settings(tmp_path, small_vocab_path)
+    done = run("slurm.sh", tools=tmp_path / "tools", settings=settings, seconds=900)
+    assert done.returncode == 0 and "restart 1 of" in done.stdout, done.stdout + done.stderr
+    assert_each_step_once(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_of_a_tpu_pod(tmp_path: pathlib.Path, small_vocab_path: str) -> None:
+    kill = (
+        'metrics = pathlib.Path(os.environ["MODEL_DIR"]) / "metrics.jsonl"\n'
+        'if action == "ssh" and "status" in flags["--command"] and not (state / "killed").exists():\n'
+        "    if metrics.exists() and len(metrics.read_text().splitlines()) >= 3:\n"
+        '        group = int((workers[1] / "flipped" / "worker.pid").read_text())\n'
+        '        (state / "killed").touch()\n'
+        "        os.killpg(group, 9)\n"
+    )
+    text = GCLOUD.format(python=sys.executable).replace(
+        'if action == "create"', kill + 'if action == "create"'
+    )
+    stand_in(tmp_path / "tools", "gcloud", text)
+    settings = {**real_settings(tmp_path, small_vocab_path), "INSTALL": "true", "POLL": "1"}
+    words = {"STOP_SECONDS": "20", "GRACE": "200"}
+    done = run(
+        "tpu_pod.sh", "run", tools=tmp_path / "tools", settings=settings | words, seconds=900
+    )
+    assert done.returncode == 0 and "restart 1 of" in done.stdout, done.stdout + done.stderr
+    assert_each_step_once(tmp_path)
