@@ -22,7 +22,7 @@ def render(report: Report) -> str:
             "from the real datasets. They must not be compared with published figures."
         )
     if (found := answer(report)) is not None:
-        parts += [f"## {_text(found.question)}", _text(found.sentences)]
+        parts += [f"## {escape(found.question)}", escape(found.sentences)]
     parts += ["## Means", _grid(report, tables.suites_table(report), "suite")]
     parts.append("Percent; in brackets the 95% interval over examples.")
     parts += _published(report)
