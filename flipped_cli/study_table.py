@@ -36,7 +36,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "question answering": ("piqa", "arc_challenge", "openbookqa"),
 }
 DIRECT, FLIPPED = "direct", "flipped"
-START = "pretrained (flipped)"
+STARTS, START = "pretrained", "pretrained (flipped)"
 CONFIDENCE = 0.95
 TABLE, NUMBERS, PICTURE = "study.md", "study.json", "study.png"
 
@@ -73,12 +73,15 @@ def render(reports: Sequence[pathlib.Path]) -> str:
         "|---|---|" + "---|" * len(methods),
     ]
     for name, wanted in _figures(runs[0]):
-        cells = [_cell([_find(run, method, wanted) for run in runs]) for method in methods]
+        cells = [_cell(_column(runs, method, wanted)) for method in methods]
         chance = _chance(runs[0], wanted)
         shown = "–" if chance is None else f"{100 * chance:.1f}"
         lines.append(f"| {name} | {shown} | " + " | ".join(cells) + " |")
         if name == ORIGINAL:
-            drops = [_cell(_drops(runs, method)) for method in methods]
+            drops = [
+                _cell(_drops(runs[:1] if method.startswith(STARTS) else runs, method))
+                for method in methods
+            ]
             lines.append(f"| {DROP}, points | – | " + " | ".join(drops) + " |")
     return "\n".join(lines + ["", *_shown(numbers(reports))]) + "\n"
 
@@ -137,7 +140,7 @@ def _shown(study: dict[str, Any]) -> list[str]:
     for name in (SEEN, UNSEEN, RENAMED, DROP):
         each = "; ".join(
             f"{method} {_list(values[name][method])}"
-            for method in (START, DIRECT, FLIPPED, "flipped_no_ul", "channel")
+            for method in (DIRECT, FLIPPED, "flipped_no_ul", "channel")
             if method in study["methods"]
         )
         lines.append(f"- {name}, seed by seed: {each}.")
@@ -213,6 +216,12 @@ def _family(run: Sequence[Row], method: str, family: str) -> float | None:
     ]
     known = [value for value in values if value is not None]
     return statistics.mean(known) if len(known) == len(values) else None
+
+
+def _column(runs: Sequence[Sequence[Row]], method: str, wanted: Row) -> list[float | None]:
+    """The value of each seed; of the pre-trained checkpoint, which no seed changes, one."""
+    values = [_find(run, method, wanted) for run in runs]
+    return values[:1] if method.startswith(STARTS) else values
 
 
 def _matches(row: Row, wanted: Row) -> bool:
