@@ -47,9 +47,9 @@ setup(
             "*.jinja",
             "*.j2",
             "*.model",
-            "*.safetensors",
             "py.typed",
         ],
+        "flipped_world": ["pretrained/*"],
     },
     install_requires=[
         "click>=8.1",

@@ -36,7 +36,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "question answering": ("piqa", "arc_challenge", "openbookqa"),
 }
 DIRECT, FLIPPED = "direct", "flipped"
-STARTS, START = "pretrained", "pretrained (flipped)"
+STARTS = "pretrained"
 CONFIDENCE = 0.95
 TABLE, NUMBERS, PICTURE = "study.md", "study.json", "study.png"
 

@@ -84,3 +84,17 @@ def test_readme_and_card_say_the_same(card):
     for value in (*card["sha256"].values(), card["command"], str(card["final_loss"])):
         assert value in text
     assert f"{card['steps']:,}" in text
+
+
+def test_the_package_ships_every_file(tmp_path):
+    import subprocess
+    import sys
+
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    shipped = {path.name for path in (tmp_path / "flipped_world" / "pretrained").iterdir()}
+    assert shipped == {path.name for path in flipped_world.PRETRAINED.iterdir()}
+    assert {
+        "README.md",
+        *(path.name for path in (flipped_world.WEIGHTS, flipped_world.CARD)),
+    } <= shipped
