@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -54,6 +55,9 @@ def pretrain(output: str, seed: int, export: str | None) -> None:
 
 def _pretrain(folder: pathlib.Path, seed: int, target: pathlib.Path) -> None:
     """`pretrain`, in a folder that is held."""
+    os.environ.setdefault(
+        "JAX_PLATFORMS", "cpu"
+    )  # as its runs of train.py, which are processes of their own
     if not (folder / VOCABULARY).exists():
         click.echo("making the world's vocabulary …")
         from mixtures.world_vocabulary import make_vocabulary
