@@ -126,10 +126,17 @@ class TrainConfig(ProcessGroup):
         minimum=0,
     )
     decay: str = setting(
-        "Schedule after the warm-up, down to 0 at TRAIN_STEPS.",
+        "Schedule after the warm-up, down to 0 at DECAY_STEPS.",
         "constant",
         macro="DECAY",
         choices=DECAYS,
+    )
+    decay_steps: int | None = setting(
+        "Step at which a decaying rate is 0; None is TRAIN_STEPS.",
+        None,
+        macro="DECAY_STEPS",
+        unit="steps",
+        minimum=1,
     )
     unlikelihood_weight: float = setting(
         "Factor of the unlikelihood term (FLIPPED; Ye et al. 2022, equation 3); 0 is the ablation.",
@@ -234,7 +241,7 @@ class TrainConfig(ProcessGroup):
             self.learning_rate,
             warmup_steps=self.warmup_steps,
             decay=self.decay,
-            steps=self.steps,
+            steps=self.decay_steps or self.steps,
         )
 
     @property
@@ -246,7 +253,7 @@ class TrainConfig(ProcessGroup):
             self.learning_rate,
             warmup_steps=self.warmup_steps,
             decay=self.decay,
-            steps=self.steps,
+            steps=self.decay_steps or self.steps,
         )
 
     def step(self, model_config: T5Config, layout: Layout) -> Step:
