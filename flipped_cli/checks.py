@@ -13,7 +13,8 @@ from flipped_core.settings import declared
 if TYPE_CHECKING:
     from flipped_tasks.datasets import DatasetSpec
 
-WORLD_TEXT = "world_text"  # the warm-up of the demo, which is of no method
+# The texts that the demo's checkpoint is pre-trained on; they are of no method.
+WORLD_TEXTS = ("world_text", "world_text_with_lists")
 
 
 def check_paths(run: Any, written: Collection[str] = ()) -> None:
@@ -61,5 +62,5 @@ def method_of(mixture: str) -> str:
         if mixture.startswith((f"{method}_", f"{method}.")):
             return method
     raise unknown(
-        "mixture or task", mixture, [*(f"{method}_train" for method in METHODS), WORLD_TEXT]
+        "mixture or task", mixture, [*(f"{method}_train" for method in METHODS), *WORLD_TEXTS]
     )
