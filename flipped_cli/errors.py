@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from flipped_core import failures, interrupts, streams
+from flipped_core import failures, interrupts, paths, streams
 from flipped_core.errors import UserError
 
 USER_ERROR_CODE = UserError.exit_code
@@ -57,6 +57,8 @@ def report_failure(error: Exception) -> int:
         if isinstance(error, OSError) and error.filename is None and not streams.is_lasting():
             drop_stdout()  # what is left in it would fail again when the process ends
             line = f"cannot write what is printed: {problem}"
+    if line is None:
+        line = paths.bucket_failure(error)
     if line is None:
         raise error
     return report(line)
