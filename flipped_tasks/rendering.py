@@ -295,7 +295,10 @@ class CompiledTemplate:
         for column in self.columns:
             if column not in row:
                 raise self._missing(column, row)
-            values[column] = escape(row[column])
+            value = row[column]
+            values[column] = (
+                value.replace(_SEPARATOR, _PIPE_PROTECTOR) if type(value) is str else escape(value)
+            )
         for name in self._optional:
             if name in row:
                 values[name] = escape(row[name])
@@ -320,18 +323,20 @@ class CompiledTemplate:
 
 
 def _pieces(template: Template, values: Mapping[str, Any], loops: bool) -> list[str]:
-    """What a template writes, piece by piece; one without loops writes few, so that `_join` can look at their size."""
+    """What a template writes, piece by piece. `_join` looks at the size of few pieces, as one without loops writes."""
     written = template.root_render_func(_context(template, values))
     if not loops:
         return list(written)
     pieces: list[str] = []
     size = 0
-    while part := list(itertools.islice(written, _PIECES_AT_ONCE)):
+    while True:
+        part = list(itertools.islice(written, _PIECES_AT_ONCE))
         pieces += part
+        if len(part) < _PIECES_AT_ONCE:
+            return pieces
         size += sum(map(len, part))
         if size > sandbox.MAX_OUTPUT:
             raise sandbox.OverLimit(f"it writes more than {sandbox.MAX_OUTPUT:,} characters")
-    return pieces
 
 
 def _context(template: Template, values: Mapping[str, Any]) -> Context:
@@ -362,6 +367,8 @@ def _escape(value: Any) -> Any:
     """A column's value with `|||` protected, in lists and dicts too; the same value where there is none."""
     if isinstance(value, str):
         return value.replace(_SEPARATOR, _PIPE_PROTECTOR)
+    if type(value) is int:  # as most labels are
+        return value
     if isinstance(value, list):
         return [_escape(item) for item in value] if _has_separator(value) else value
     if isinstance(value, Mapping):

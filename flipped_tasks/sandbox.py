@@ -45,7 +45,12 @@ _MAX_BITS = 1 << 14  # of a whole number: Python prints no more than 4,300 digit
 _CHECK_EVERY = 256
 _SMALL = 4_096  # characters of a text that is not counted: only lists and loops can gather many, which are
 
-_LOOP, _CONCAT, _MEASURE, _ITEM = "loop turns", "joined text", "measured value", "item at"
+_SHORT = 16  # items: loops of so few are not counted where no loop is around them
+
+_LOOP, _OUTER_LOOP, _CONCAT, _MEASURE, _ITEM, _RANGE, _JOIN, _METHOD = (
+    "loop turns", "outer loop turns", "joined text", "measured value", "item at", "range of", "text that joins",
+    "text method ",
+)  # fmt: skip
 _NUMBERS = re.compile(r"\d+")
 _PERCENT = re.compile(r"%(?:\([^)]*\))?[-+ #0]*([\d*]*)(?:\.([\d*]*))?")
 
@@ -71,7 +76,7 @@ class Meter:
             size = len(items)
         except TypeError:
             size = MAX_TURNS
-        if size > 16:
+        if size > _SHORT:
             return self._counted(items)
         self._turn(size)
         return items
@@ -295,6 +300,11 @@ _METHODS: Mapping[str, Callable[..., None]] = {
 
 
 _CHECKED = (str, bytes, int)
+_NO_ITERATORS = (str, list, int, float, dict, tuple)
+# Methods whose result is at most a few times as large as the text.
+_LINEAR_METHODS = (
+    "capitalize", "endswith", "lower", "split", "splitlines", "startswith", "title", "upper",
+)  # fmt: skip
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
@@ -308,9 +318,12 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         for name, check in _FILTERS.items():
             self.filters[name] = _bounded(self.filters[name], check)
         self.filters["e"] = self.filters["escape"]
+        self.filters["join"] = _join_of(self.filters["join"])
         self.filters.update(
-            {_LOOP: _loop, _CONCAT: _concatenate, _MEASURE: _measure, _ITEM: _item_at}
+            {_LOOP: _loop, _OUTER_LOOP: _outer_loop, _CONCAT: _concatenate, _MEASURE: _measure}
         )
+        self.filters.update({_ITEM: _item_at, _RANGE: _range_of, _JOIN: _text_that_joins})
+        self.filters.update({_METHOD + name: _text_method(name) for name in _LINEAR_METHODS})
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         _OPERATORS[operator](left, right)
@@ -375,6 +388,70 @@ def _loop(context: Context, items: Any) -> Iterable[Any]:
 
 
 @pass_context
+def _outer_loop(context: Context, items: Any) -> Iterable[Any]:
+    """`_loop` without a loop around it: `MAX_SOURCE` bounds how many of those a template has."""
+    kind = type(items)
+    if (kind is list or kind is range) and len(items) <= _SHORT:
+        return items
+    return context.parent[METER].turns(items)
+
+
+@pass_context
+def _range_of(context: Context, function: Any, *args: Any) -> Any:
+    """`range(…)`, where a template has not given the name to something else."""
+    return _range(*args) if function is _range else context.environment.call(context, function, *args)  # type: ignore[attr-defined]
+
+
+def _join_small(separator: Any, items: Any) -> str | None:
+    """A short list of texts, joined; None where there is more to look at."""
+    if type(items) is not list or type(separator) is not str:
+        return None
+    try:
+        size = sum(map(len, items)) + len(items) * len(separator)
+        return separator.join(items) if size < _SMALL else None
+    except TypeError:  # an item is no text
+        return None
+
+
+@pass_context
+def _text_that_joins(context: Context, separator: Any, items: Any) -> Any:
+    """`separator.join(items)`."""
+    joined = _join_small(separator, items)
+    return _call_method(context, separator, "join", items) if joined is None else joined
+
+
+def _join_of(join: Callable[..., Any]) -> Callable[..., Any]:
+    @pass_context
+    def short_or_not(context: Context, items: Any, *args: Any, **kwargs: Any) -> Any:
+        """Jinja's filter `join`."""
+        if len(args) < 2 and not kwargs:
+            joined = _join_small(args[0] if args else "", items)
+            if joined is not None:
+                return joined
+        return join(context, items, *args, **kwargs)
+
+    return short_or_not
+
+
+def _text_method(name: str) -> Callable[..., Any]:
+    method = getattr(str, name)
+
+    @pass_context
+    def call(context: Context, text: Any, *args: Any) -> Any:
+        """`text.name(…)`, without looking the method up in the sandbox where `text` is one."""
+        if type(text) is str and len(text) < _SMALL:
+            return method(text, *args)
+        return _call_method(context, text, name, *args)
+
+    return call
+
+
+def _call_method(context: Context, owner: Any, name: str, *args: Any) -> Any:
+    environment: Any = context.environment
+    return environment.call(context, environment.getattr(owner, name), *args)
+
+
+@pass_context
 def _measure(context: Context, value: Any) -> Any:
     if type(value) is list and all(map(_is_text, value)) and sum(map(len, value)) < _SMALL:
         return value  # no list in a list, and little text
@@ -408,7 +485,7 @@ def _bounded(function: Callable[..., Any], check: Callable[..., None]) -> Callab
 
     @pass_context
     def bounded(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(value, Iterator):
+        if not isinstance(value, _NO_ITERATORS) and isinstance(value, Iterator):
             value = list(itertools.islice(value, MAX_VALUE))
             _check_size(weigh(value))
         check(value, *args, *kwargs.values())
@@ -485,9 +562,33 @@ _FILTERS: Mapping[str, Callable[..., None]] = {
 class _Instrument(NodeTransformer):
     """Puts the limits where the environment has no hook: loops, `~`, lists and dicts, computed indices."""
 
+    _depth = 0
+
     def visit_For(self, node: nodes.For) -> nodes.Node:
+        self._depth += 1
         self.generic_visit(node)
-        node.iter = _filter(node.iter, _LOOP)  # type: ignore[arg-type]
+        self._depth -= 1
+        node.iter = _filter(node.iter, _LOOP if self._depth else _OUTER_LOOP)
+        return node
+
+    def visit_Call(self, node: nodes.Call) -> nodes.Node:
+        plain = not (node.kwargs or node.dyn_args or node.dyn_kwargs)
+        if plain and isinstance(node.node, nodes.Name) and node.node.name == "range":
+            self.generic_visit(node)
+            return _filter(node.node, _RANGE, node.args)
+        if plain and isinstance(node.node, nodes.Getattr):
+            name = node.node.attr
+            if name == "join" and len(node.args) == 1:
+                if isinstance(node.args[0], nodes.List):  # the text is measured
+                    self.generic_visit(node.args[0])
+                    self.visit(node.node)
+                else:
+                    self.generic_visit(node)
+                return _filter(node.node.node, _JOIN, node.args)
+            if name in _LINEAR_METHODS:
+                self.generic_visit(node)
+                return _filter(node.node.node, _METHOD + name, node.args)
+        self.generic_visit(node)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
