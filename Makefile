@@ -1,6 +1,7 @@
 # make demo    the three-method demo on made-up data; report in runs/demo/report.html
 # make test    the tests            make lint   ruff, its formatter and mypy
-# make study   the demo over 3 seeds (slow)     make clean   forget .venv and caches
+# make study   the demo over 5 seeds (slow)     make clean   forget .venv and caches
+# make pretrain   rebuild the checkpoint that the demo starts from (hours)
 #
 # Each target makes what it needs in .venv; a stamp named after the hash of setup.py,
 # constraints.txt and this file lets the next run start at once.
@@ -18,10 +19,10 @@ PIP := $(PY) -m pip --disable-pip-version-check
 PROMPTSOURCE := promptsource==0.2.3
 PYTEST_ARGS ?=
 
-.PHONY: help demo study test lint format install install-test clean
+.PHONY: help demo study pretrain test lint format install install-test clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n 1,3p
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n 1,4p
 
 $(VENV)/bin/python:
 	@for name in "$${PYTHON:-python3.11}" python3.12 python3.13 python3 python; do \
@@ -50,6 +51,9 @@ demo: $(DEMO_READY)
 
 study: $(DEMO_READY)
 	$(PY) -m flipped_cli.main study
+
+pretrain: $(DEMO_READY)
+	$(PY) -m flipped_cli.main pretrain
 
 test: $(TEST_READY)
 	$(PY) -m pytest -q -n 2 --dist loadfile -m "not slow" $(PYTEST_ARGS)

@@ -25,6 +25,7 @@ setup(
             f"{name}{tail}"
             for name in (
                 "flipped_tasks",
+                "flipped_world",
                 "mixtures",
                 "t5_engine",
                 "flipped_core",
@@ -48,6 +49,7 @@ setup(
             "*.model",
             "py.typed",
         ],
+        "flipped_world": ["pretrained/*"],
     },
     install_requires=[
         "click>=8.1",

@@ -13,7 +13,8 @@ from flipped_core.errors import UserError, unknown
 if TYPE_CHECKING:
     from flipped_tasks.datasets import DatasetSpec
 
-WORLD_TEXT = "world_text"  # the warm-up of the demo, which is of no method
+# The texts that the demo's checkpoint is pre-trained on; they are of no method.
+WORLD_TEXTS = ("world_text", "world_text_with_lists")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
@@ -57,5 +58,5 @@ def method_of(mixture: str) -> str:
         if mixture.startswith((f"{method}_", f"{method}.")):
             return method
     raise unknown(
-        "mixture or task", mixture, [*(f"{method}_train" for method in METHODS), WORLD_TEXT]
+        "mixture or task", mixture, [*(f"{method}_train" for method in METHODS), *WORLD_TEXTS]
     )

@@ -9,20 +9,28 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
+from etils import epath
 
 from flipped_cli import offline, provenance
 from flipped_core import hub
 from flipped_core.errors import UserError
+from flipped_eval import recipes
+from flipped_eval.recipes import VOCABULARY
 
 if TYPE_CHECKING:
     from t5_engine.config import T5Config
     from t5_engine.weights import Weights
 
 ORIGIN = "origin.json"
-VOCABULARY = hub.VOCABULARY
 CARD = "README.md"
 # Small files that go with a checkpoint when it is copied.
-BESIDE = (provenance.RUN_FILE, provenance.OPERATIVE_GIN_FILE, ORIGIN, VOCABULARY)
+BESIDE = (
+    provenance.RUN_FILE,
+    provenance.OPERATIVE_GIN_FILE,
+    ORIGIN,
+    VOCABULARY,
+    recipes.RECIPE_FILE,
+)
 
 
 @click.group()
@@ -81,13 +89,12 @@ def import_(source: str, out: str, kind: str, model: str | None, vocab: str | No
     weights = exchange.open_as(kind, source)
     if model is not None:
         refuse_other_size(weights, model)
-    vocabulary = _vocabulary(vocab, source, weights.config)
+    recipe = _recipe(source, weights, vocab)
     with manifest.new_folder(out) as folder:
         moments = exchange.moments_of(weights)
         exchange.save(folder, to_params(weights), weights.config, weights.step, moments)
         _write_origin(folder, "import", source=source, layout=weights.layout)
-        if vocabulary is not None:
-            manifest.copy(vocabulary, folder / VOCABULARY)
+        _write_recipe(folder, recipe)
     click.echo(
         f"{out}: {weights.layout}, step {weights.step}, {_count(weights.config):,} parameters"
         f"{', with the state of Adafactor' if moments is not None else ''}"
@@ -119,9 +126,10 @@ def export(checkpoint: str, out: str, kind: str, **settings: Any) -> None:
 
     checkpoint = hub.pin(checkpoint)
     weights = exchange.open_checkpoint(checkpoint)
+    recipe = _recipe(checkpoint, weights, settings["vocab"])
     with manifest.new_folder(out) as folder:
         if kind == "hf":
-            _export_hf(weights, checkpoint, folder, pathlib.Path(out).name, settings)
+            _export_hf(weights, recipe, checkpoint, folder, pathlib.Path(out).name, settings)
         else:
             from t5_engine import t5x_format
 
@@ -130,6 +138,7 @@ def export(checkpoint: str, out: str, kind: str, **settings: Any) -> None:
             t5x_format.write(
                 weights, folder, layout=layout, scanned=settings["scanned"], moments=moments
             )
+        _write_recipe(folder, recipe)
         # Of the source only its name: an exported folder is made to be given away.
         source = checkpoint
         if not hub.is_reference(checkpoint):
@@ -158,6 +167,8 @@ def info(checkpoint: str) -> None:
     }
     for name, value in lines.items():
         click.echo(f"{name}: {value}")
+    for line in recipes.find(checkpoint, weights.path, weights.config).lines():
+        click.echo(f"recipe: {line}")
     for name in BESIDE:
         file = _beside(checkpoint, name)
         if file is not None and name.endswith(".json"):
@@ -214,7 +225,8 @@ def cp(checkpoint: str, out: str) -> None:
         _copy_hf(checkpoint, out)
         return
     source = checkpoints.find(checkpoint, items=None)
-    step = read_metadata(source).step
+    metadata = read_metadata(source)
+    step = metadata.step
     with manifest.new_folder(out) as folder:
         (folder / checkpoints.FOLDER).mkdir()
         copied = folder / checkpoints.FOLDER / str(step)
@@ -223,6 +235,10 @@ def cp(checkpoint: str, out: str) -> None:
         for name in BESIDE:
             if (file := _beside(checkpoint, name)) is not None:
                 manifest.copy(file, folder / name)
+        if not (folder / VOCABULARY).exists():
+            vocab_path = recipes.find(checkpoint, str(source), metadata.config).vocab_path
+            if vocab_path is not None:  # of a run that names it by its path
+                manifest.copy(pathlib.Path(vocab_path), folder / VOCABULARY)
     click.echo(f"{out}: step {step}")
 
 
@@ -247,6 +263,7 @@ def _copy_hf(checkpoint: str, out: str) -> None:
 
 def _export_hf(
     weights: Weights,
+    recipe: recipes.Recipe,
     checkpoint: str,
     folder: pathlib.Path,
     name: str,
@@ -257,11 +274,7 @@ def _export_hf(
     from t5_engine import huggingface_folder
 
     quiet.import_tensorflow()
-    run_file = _beside(checkpoint, provenance.RUN_FILE)
-    run = {} if run_file is None else _read(run_file)
-    given = settings["vocab"] or _existing(run.get("recipe", {}).get("vocab_path"))
-    vocabulary = _vocabulary(settings["vocab"], checkpoint, weights.config) or given
-    if vocabulary is None:
+    if recipe.vocab_path is None:
         raise UserError(
             "--vocab: expected the SentencePiece model, which does not stand beside the checkpoint"
         )
@@ -270,12 +283,12 @@ def _export_hf(
     card = model_card.write_card(
         settings["name"] or name,
         weights,
-        run,
+        recipe,
         {} if origin is None else _read(origin),
         results,
         _size_name(weights.config),
     )
-    tokenizer_files.write(folder, pathlib.Path(vocabulary))
+    tokenizer_files.write(folder, pathlib.Path(recipe.vocab_path))
     huggingface_folder.write(weights, folder, dtype=settings["dtype"] or "float32")
     (folder / CARD).write_text(card, encoding="utf-8")
 
@@ -287,27 +300,34 @@ def _refuse_other_kind(kind: str) -> None:
         raise unknown("layout", kind, ("hf", "t5x"))
 
 
-def _vocabulary(given: str | None, source: str, config: T5Config) -> pathlib.Path | None:
-    """The SentencePiece model that was given or stands beside the source, checked against the model."""
-    path = pathlib.Path(hub.vocabulary(given)) if given else _beside(source, VOCABULARY)
-    if path is None:
-        return None
-    if not given:
+def _recipe(source: str, weights: Weights, vocab: str | None) -> recipes.Recipe:
+    """How the source was trained, with the vocabulary that was given, which must fit the model."""
+    recipe = recipes.find(source, weights.path, weights.config).given(vocab_path=vocab)
+    if recipe.vocab_path is None:
+        return recipe
+    if vocab is None:
         from t5_engine import manifest
 
-        manifest.refuse_damaged(path.parent, (VOCABULARY,))
+        path = pathlib.Path(recipe.vocab_path)
+        manifest.refuse_damaged(path.parent, (path.name,))
     from flipped_tasks.tokens import Vocabulary
 
-    rows = Vocabulary.from_file(path).size
-    if rows > config.vocab_size:
+    needed = Vocabulary.from_file(recipe.vocab_path).num_ids
+    if needed > weights.config.vocab_size:
         raise UserError(
-            f"vocabulary {path} needs {rows} rows of the embedding, the model has {config.vocab_size}"
+            f"vocabulary {recipe.vocab_path} needs {needed} rows of the embedding, the model has "
+            f"{weights.config.vocab_size}"
         )
-    return path
+    return recipe
 
 
-def _existing(path: str | None) -> pathlib.Path | None:
-    return pathlib.Path(path) if path and pathlib.Path(path).is_file() else None
+def _write_recipe(folder: pathlib.Path, recipe: recipes.Recipe) -> None:
+    """Writes `recipe.json`, and the vocabulary where it is known and not there yet."""
+    from t5_engine import manifest
+
+    (folder / recipes.RECIPE_FILE).write_text(recipes.recipe_text(recipe), encoding="utf-8")
+    if recipe.vocab_path is not None and not (folder / VOCABULARY).exists():
+        manifest.copy(pathlib.Path(recipe.vocab_path), folder / VOCABULARY)
 
 
 def _beside(checkpoint: str, name: str) -> pathlib.Path | None:
@@ -315,7 +335,8 @@ def _beside(checkpoint: str, name: str) -> pathlib.Path | None:
     if "://" in checkpoint and not hub.is_reference(checkpoint):
         return None
     path = hub.local(checkpoint).absolute()
-    folders = [path, path.parent, path.parent.parent] if path.name.isdigit() else [path]
+    run = recipes.run_folder_of(epath.Path(path))
+    folders = [path, *([pathlib.Path(run)] if run is not None else [])]
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 

@@ -5,6 +5,7 @@
 | 0 | the work is done; of training also: stopped by SIGTERM, and saved |
 | 1 | a check has found something (`tasks lint`, `data verify`, `ckpt verify`), or a bug, with its traceback |
 | 2 | a mistake of the user, or a disk, a device or another process is in the way: one line says so |
+| 75 | a process of the run did not come up in time: one line names it; the same command may succeed later |
 | 129, 130, 143 | ended by SIGHUP, Ctrl-C, SIGTERM: one line says what is kept |
 """
 
@@ -20,7 +21,7 @@ from typing import NoReturn
 from flipped_core import failures, interrupts, streams
 from flipped_core.errors import UserError
 
-USER_ERROR_CODE = 2
+USER_ERROR_CODE = UserError.exit_code
 INTERRUPTED_CODE = interrupts.exit_code(signal.SIGINT)
 
 
@@ -41,11 +42,11 @@ def begin(*, lasting: bool) -> None:
 
 
 def report(message: object) -> int:
-    """Writes `error: message` on one line of stderr and returns the exit code 2."""
+    """Writes `error: message` on one line of stderr and returns the exit code, 2 where the message has no other."""
     line = " ".join(str(message).split())
     with contextlib.suppress(OSError):  # nobody reads stderr, or its disk is full
         print(f"error: {line}", file=sys.stderr, flush=True)
-    return USER_ERROR_CODE
+    return message.exit_code if isinstance(message, UserError) else USER_ERROR_CODE
 
 
 def report_failure(error: Exception) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import signal
 import sys
@@ -14,14 +15,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flipped_cli import errors, provenance, quiet
-from flipped_cli.checks import check_data_dir, method_of
+from flipped_cli.checks import check_data_dir
 from flipped_cli.runs import EvalRun
 from flipped_core import hub
 from flipped_core.errors import UserError
+from flipped_core.settings import declared
 
 if TYPE_CHECKING:
     from flipped_eval.jobs import Run, Told
     from flipped_eval.planning import Size
+    from flipped_eval.recipes import Recipe
 
 
 def evaluate(run: EvalRun) -> dict[str, Any]:
@@ -40,11 +43,12 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
     """
     with _joined(run):
         run = _pinned(run)
-        trained = _trained(run)
+        trained = _recipes(run)
         check_data_dir(run.data_dir)
         _load_modules(run)
         from flipped_eval import jobs
 
+        lines = [line for recipe in trained for line in recipe.lines()]
         return jobs.evaluate(
             _labelled(_runs(run, trained), run.label),
             run,
@@ -53,7 +57,7 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
             model_parallelism=run.model_parallelism,
             verify_checkpoints=run.verify_checkpoints,
             announce=_announce,
-            tell_plan=_show_plan,
+            tell_plan=functools.partial(_show_plan, lines),
             plan_only=run.plan_only,
         )
 
@@ -102,6 +106,19 @@ def _load_modules(run: EvalRun) -> None:
     modules.load(run.task_modules)
 
 
+# Field of a recipe -> how the user gives it.
+_HOW = {
+    name: f"--gin.{one.setting.macro}=… (flipped eval: {option} …)"
+    for name, option in (
+        ("method", "--methods"),
+        ("lengths", "--inputs … --targets"),
+        ("input_eos", "--eos or --no_eos"),
+        ("vocab_path", "--vocab"),
+    )
+    for one in [declared(EvalRun)[name]]
+}
+
+
 def _pinned(run: EvalRun) -> EvalRun:
     """The run with the commits of repositories of the hub: the first process asks, so that all take the same."""
     paths = [*run.checkpoint_path, *([run.vocab_path] if run.vocab_path else [])]
@@ -118,40 +135,28 @@ def _pinned(run: EvalRun) -> EvalRun:
     )
 
 
-def _vocabulary(checkpoint: str, recipe: Mapping[str, Any]) -> str | None:
-    """The vocabulary of the training where it is at hand, else the one in the checkpoint's folder."""
-    trained_with = recipe.get("vocab_path")
-    if trained_with and (hub.is_reference(trained_with) or pathlib.Path(trained_with).is_file()):
-        return hub.vocabulary(trained_with)
-    if "://" in checkpoint and not hub.is_reference(checkpoint):
-        return trained_with
-    beside = hub.local(checkpoint) / hub.VOCABULARY
-    return str(beside) if beside.is_file() else trained_with
-
-
-def _trained(run: EvalRun) -> dict[str, dict[str, Any]]:
-    """Checkpoint -> what training wrote of it; refuses what is not there, or leaves something open."""
+def _recipes(run: EvalRun) -> list[Recipe]:
+    """How each checkpoint was trained, with what the user gave; refuses what is not there, or leaves something open."""
     for name in ("suites", "checkpoint_path", "method", "label"):
         if getattr(run, name) == ():
             raise UserError(f"{name}: expected a name or a list of names, got an empty list")
-    trained = {}
     for checkpoint in run.checkpoint_path:
         if "://" not in checkpoint:
             _check_folders(pathlib.Path(checkpoint), pathlib.Path(run.output_dir))
-        recipe = trained[checkpoint] = provenance.read_recipe(checkpoint)
-        for missing, flag, found in (
-            ("METHOD", "methods", run.method or recipe.get("mixture")),
-            ("VOCAB_PATH", "vocab", run.vocab_path or _vocabulary(checkpoint, recipe)),
-        ):
-            if not found:
-                from t5_engine import exchange
+    return [_recipe(run, checkpoint) for checkpoint in dict.fromkeys(run.checkpoint_path)]
 
-                exchange.detect(checkpoint)
-                raise UserError(
-                    f"{missing} is not given, and {checkpoint} has no {provenance.RUN_FILE} that says it: "
-                    f"--gin.{missing}=… (flipped eval: --{flag} …)"
-                )
-    return trained
+
+def _recipe(run: EvalRun, checkpoint: str) -> Recipe:
+    from flipped_eval import recipes
+
+    found = recipes.of(checkpoint)[0].given(
+        method=", ".join(run.method) if run.method else None,
+        lengths=run.lengths,
+        input_eos=run.input_eos,
+        vocab_path=run.vocab_path,
+    )
+    found.require(_HOW)
+    return found
 
 
 def _check_folders(checkpoint: pathlib.Path, output_dir: pathlib.Path) -> None:
@@ -166,36 +171,25 @@ def _check_folders(checkpoint: pathlib.Path, output_dir: pathlib.Path) -> None:
         )
 
 
-def _runs(run: EvalRun, trained: Mapping[str, Mapping[str, Any]]) -> list[Run]:
+def _runs(run: EvalRun, trained: Sequence[Recipe]) -> list[Run]:
+    """One column for each checkpoint and method. The labels are made later."""
+    from flipped_eval.jobs import Run
+
     return [
-        _run(run, checkpoint, recipe, method)
-        for checkpoint, recipe in trained.items()
-        for method in run.method or (method_of(recipe["mixture"]),)
-    ]
-
-
-def _run(run: EvalRun, checkpoint: str, recipe: Mapping[str, Any], method: str) -> Run:
-    """One column; what is not given is the recipe's. The label is made later."""
-    from flipped_eval.jobs import LENGTHS, Run
-    from flipped_eval.keys import file_hash
-
-    before = _vocabulary(checkpoint, recipe)
-    vocab_path = hub.vocabulary(run.vocab_path) if run.vocab_path else str(before)
-    if before and pathlib.Path(before).is_file() and file_hash(vocab_path) != file_hash(before):
-        raise UserError(
-            f"vocab_path: {checkpoint} was trained with {before}, and {vocab_path} is another vocabulary"
+        Run(
+            method=method,
+            vocab_path=str(recipe.vocab_path),
+            label="",
+            checkpoint=recipe.checkpoint,
+            lengths=recipe.lengths or {},
+            input_eos=bool(recipe.input_eos),
+            length_normalize=run.length_normalize,
+            exact_vocabulary=recipe.exact_vocabulary,
+            sources=recipe.sources,
         )
-    input_eos = run.input_eos
-    return Run(
-        method=method,
-        vocab_path=vocab_path,
-        label="",
-        checkpoint=checkpoint,
-        lengths=run.lengths or recipe.get("lengths") or LENGTHS,
-        input_eos=recipe.get("input_eos", True) if input_eos is None else input_eos,
-        length_normalize=run.length_normalize,
-        exact_vocabulary=recipe.get("vocab_path") is None,
-    )
+        for recipe in trained
+        for method in run.method or (str(recipe.method),)
+    ]
 
 
 def _labelled(runs: Sequence[Run], labels: tuple[str, ...] | None) -> list[Run]:
@@ -224,13 +218,15 @@ def _announce(line: str) -> None:
     tqdm.tqdm.write(line)
 
 
-def _show_plan(told: Told) -> None:
-    """Prints what will be scored: tasks, templates, examples, choices, tokens, and about how long it takes."""
+def _show_plan(lines: Sequence[str], told: Told) -> None:
+    """Prints how the checkpoints are asked (`lines`), what will be scored, and about how long it takes."""
     from rich.table import Table
 
     from flipped_cli import tables
     from flipped_eval.planning import Size
 
+    for line in lines:
+        _announce(line)
     by_task: dict[tuple[str, str], Size] = {}
     for unit in told.plan.units():
         size = by_task.setdefault((unit.task.suite, unit.task.task), Size())

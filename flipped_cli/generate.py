@@ -8,7 +8,13 @@ from typing import Any
 
 import click
 
-from flipped_cli.questions import in_parts, read_questions, shared_options
+from flipped_cli.questions import (
+    RECORDED_OPTIONS,
+    in_parts,
+    load_model,
+    read_questions,
+    shared_options,
+)
 
 
 @click.command()
@@ -18,7 +24,6 @@ from flipped_cli.questions import in_parts, read_questions, shared_options
 @click.option("--max_tokens", type=click.IntRange(min=1), default=64, show_default=True)
 def generate(
     checkpoint: str,
-    vocab: str | None,
     method: str | None,
     modules: Sequence[str],
     beams: int,
@@ -37,14 +42,14 @@ def generate(
     input: {"text": …, "log_prob": …, "complete": false where it was cut at --max_tokens}, with FLIPPED also "prompt",
     the input with the guessed spans in place of its holes.
     """
-    from flipped_eval.inference import Model
     from mixtures.modules import load
 
+    recorded = {name: asked.pop(name) for name in RECORDED_OPTIONS}
     load(modules)
     model = None
     for part in in_parts(read_questions(**asked)):
         if model is None:
-            model = Model.load(checkpoint, vocab=vocab, method=method)
+            model = load_model(checkpoint, method, recorded)
         names, questions, outputs = zip(*part, strict=True)
         answers = model.generate(
             questions,

@@ -11,7 +11,9 @@ import ast
 import dataclasses
 import functools
 import inspect
+import io
 import logging
+import os
 import pathlib
 import re
 import sys
@@ -31,6 +33,7 @@ from flipped_core.settings import Declared, declared, shown, table
 T = TypeVar("T")
 PROJECT_DIR = pathlib.Path(__file__).resolve().parents[1]
 _SPELLED = re.compile(r"=\s*([^\s#]+)")
+_BOOLEAN = re.compile(r"^([^#=\n]*=[ \t]*)(true|false)(?=[ \t]*(?:#.*)?$)", re.MULTILINE | re.I)
 _FLAGS = ("--gin_file", "--data_dir", "--gin.NAME", "--offline", "--help")
 
 
@@ -247,7 +250,7 @@ def _number_texts(path: str) -> dict[str, str]:
     """Macro -> how the file, which gin has read before, spells its number; included files come in their order."""
     file = next(f for f in (pathlib.Path(path), PROJECT_DIR / path) if f.is_file())
     texts: dict[str, str] = {}
-    with file.open(encoding="utf-8") as content:
+    with _read(str(file)) as content:
         for statement in config_parser.ConfigParser(content, _Blind()):
             if isinstance(statement, config_parser.IncludeStatement):
                 texts |= _number_texts(statement.filename)
@@ -352,10 +355,28 @@ def _parse_file(path: str) -> None:
         raise unknown("gin file", path, _shipped())
     root = logging.getLogger()
     root.addFilter(_is_no_search)
+    readers = gin_internals._FILE_READERS
+    gin_internals._FILE_READERS = [(_read, os.path.isfile)]
     try:
         _guarded(functools.partial(gin.parse_config_file, path), path)
     finally:
+        gin_internals._FILE_READERS = readers
         root.removeFilter(_is_no_search)
+
+
+class _Named(io.StringIO):
+    name: str  # gin names it in errors
+
+
+def _read(path: str) -> _Named:
+    """A gin file, with `true` and `false` in any case as gin spells them."""
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    file = _Named(_BOOLEAN.sub(lambda found: found[1] + found[2].capitalize(), text))
+    file.name = path
+    return file
 
 
 def _is_no_search(record: logging.LogRecord) -> bool:
@@ -422,8 +443,11 @@ def explained(error: Exception) -> str:
     if isinstance(error, tokenize.TokenError):
         return f"not gin syntax: {error.args[0]}"
     if isinstance(error, SyntaxError):
-        return f"not gin syntax: {error.msg}, line {error.lineno}: {(error.text or '').strip()}"
-    return f"{text}{place}"
+        line = settings.shortened((error.text or "").strip())
+        if "malformed node" in str(error.msg):
+            return f"not gin syntax: a text needs quotes, line {error.lineno}: {line}"
+        return f"not gin syntax: {settings.shortened(str(error.msg))}, line {error.lineno}: {line}"
+    return f"{settings.shortened(text, 300)}{place}"
 
 
 def _shipped() -> list[str]:

@@ -43,9 +43,14 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
         "plan",
         "Time, memory and traffic of training and scoring on TPUs that are not at hand.",
     ),
+    "pretrain": (
+        "flipped_cli.pretrain",
+        "pretrain",
+        "Rebuild the pre-trained miniature that the demo starts from.",
+    ),
     "report": ("flipped_cli.report_command", "report", "Results of evaluations as one page."),
     "score": ("flipped_cli.score", "score", "Score choices with a checkpoint, ad hoc or a file."),
-    "study": ("flipped_cli.demo", "study", "The demo over several seeds, with mean and spread."),
+    "study": ("flipped_cli.demo", "study", "The demo over five seeds, with mean and spread."),
     "tasks": (
         "flipped_cli.tasks",
         "tasks",

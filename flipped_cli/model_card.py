@@ -13,9 +13,11 @@ from typing import Any
 
 import jinja2
 
-from flipped_cli.checks import METHODS
 from flipped_core.errors import UserError
 from flipped_core.markdown import Markdown, code, escape
+from flipped_core.settings import declared
+from flipped_eval.recipes import Recipe
+from t5_engine.run_settings import TrainRun
 from t5_engine.weights import Weights, lazy_params, leaves
 
 TEMPLATE = pathlib.Path(__file__).with_name("model_card.md.jinja")
@@ -59,7 +61,7 @@ def read_results(path: str, weights: Weights) -> dict[str, Any]:
 def write_card(
     name: str,
     weights: Weights,
-    run: Mapping[str, Any],
+    trained: Recipe,
     origin: Mapping[str, Any],
     results: Mapping[str, Any] | None,
     size: str,
@@ -69,14 +71,15 @@ def write_card(
     Args:
       name: its title.
       weights: the checkpoint.
-      run: the content of `run.json`; {} where there is none.
+      trained: what the checkpoint's files record of its training.
       origin: the content of `origin.json`; {} where there is none.
       results: as from `read_results`; None where there are none.
       size: the name of the model's size.
     """
-    recipe = dict(run.get("recipe", {}))
+    known = declared(TrainRun)
+    whole = all(name in trained.run for name, one in known.items() if one.required)
+    recipe = {n: one.default for n, one in known.items()} | dict(trained.run) if whole else {}
     mixture = str(recipe.get("mixture", ""))
-    method = next((m for m in METHODS if mixture.startswith((f"{m}_", f"{m}."))), None)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent),
         undefined=jinja2.StrictUndefined,
@@ -89,17 +92,18 @@ def write_card(
     parameters = sum(math.prod(leaf.shape) for leaf in leaves(weights.config).values())
     return environment.get_template(TEMPLATE.name).render(
         name=name,
-        method=method,
+        method=trained.method,
         size=size,
         parameters=f"{parameters:,}",
         model=weights.config.to_dict(),
         step=weights.step,
         recipe=recipe,
-        input_eos=recipe.get("input_eos", True),
+        input_eos=trained.input_eos,
+        lengths=trained.lengths,
         made_by=origin.get("command"),
         suites=_suites(),
         label_sets=_label_sets(),
-        **(_training(recipe, run, mixture) if recipe else {}),
+        **(_training(recipe, trained.run_content, mixture) if recipe else {}),
         **_evaluation(results),
     )
 

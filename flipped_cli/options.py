@@ -14,14 +14,24 @@ from flipped_core.settings import Declared, Resume, declared, from_texts
 T = TypeVar("T")
 
 
-def settings_options(run_class: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Adds an option for each setting of a class that has one; `run_of` reads them."""
+def settings_options(
+    run_class: type, only: Sequence[str] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds an option for each setting of a class that has one; `run_of` and `values_of` read them.
+
+    Args:
+      run_class: the class of settings.
+      only: the fields to add; None adds all.
+    """
     ordered = sorted(
         declared(run_class).values(),
         key=lambda one: (not one.required, one.setting.resume is Resume.LOCAL),
     )
     found = [
-        option for one in ordered if one.setting.option is not None for option in _options(one)
+        option
+        for one in ordered
+        if one.setting.option is not None and (only is None or one.name in only)
+        for option in _options(one)
     ]
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,9 +52,16 @@ def run_of(run_class: type[T], given: Mapping[str, Any]) -> T:
     Raises:
       UserError: a value is not of its setting's type; names the option.
     """
+    return run_class(**values_of(run_class, given))
+
+
+def values_of(
+    run_class: type, given: Mapping[str, Any], only: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Field -> checked value of the options that were given; see `run_of`."""
     texts, labels = {}, {}
     for name, one in declared(run_class).items():
-        if one.setting.option is None:
+        if one.setting.option is None or (only is not None and name not in only):
             continue
         if one.setting.keys:
             labels[name] = " and ".join(f"--{key}" for key in one.setting.keys)
@@ -71,11 +88,12 @@ def _options(one: Declared) -> list[Callable[..., Any]]:
     if setting.keys:
         texts = {key: f"{setting.doc} ({key})" for key in setting.keys}
         return [
-            click.option(f"--{key}", metavar="NUMBER", help=text) for key, text in texts.items()
+            click.option(f"--{key}", f"{one.name}_{key}", metavar="NUMBER", help=text)
+            for key, text in texts.items()
         ]
-    if one.type is bool:
+    if one.type is bool and one.default is False:
         return [click.option(name, one.name, is_flag=True, **shown)]
-    if bool in typing.get_args(one.type):
+    if one.type is bool or bool in typing.get_args(one.type):
         return [click.option(f"{name}/--no_{setting.option}", one.name, default=None, **shown)]
     several = _is_mapping(one) or (one.holds_text and not one.is_text)
     shown["metavar"] = f"{setting.metavar or _metavar(one)}{'…' if several else ''}"
@@ -95,7 +113,8 @@ def _is_mapping(one: Declared) -> bool:
 
 
 def _by_key(one: Declared, given: Mapping[str, Any], label: str) -> dict[str, str] | None:
-    values = {key: given[key] for key in one.setting.keys or () if given[key] is not None}
+    found = {key: given[f"{one.name}_{key}"] for key in one.setting.keys or ()}
+    values = {key: value for key, value in found.items() if value is not None}
     if values and set(values) != set(one.setting.keys or ()):
         raise UserError(f"{label}: expected both or neither")
     return values or None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import pathlib
@@ -11,14 +12,23 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any
 
+from etils import epath
+
 from flipped_cli.runs import TrainRun
 from flipped_core import hub
 from flipped_core.errors import UserError
 from flipped_core.files import read_json, write_atomically
-from flipped_core.settings import Resume, declared, from_mapping, plain, shown
+from flipped_core.paths import to_path
+from flipped_core.settings import Resume, declared, plain, shown
+from flipped_eval.recipes import (
+    CHECKPOINTS,
+    RUN_FILE,
+    VOCABULARY,
+    read_run,
+    recorded_hash,
+    sha256,
+)
 
-RUN_FILE = "run.json"
-CHECKPOINTS = "checkpoints"  # t5_engine.checkpoints writes them there
 OPERATIVE_GIN_FILE = "operative_config.gin"
 PACKAGES = ("flax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "seqio", "tensorflow")
 
@@ -51,7 +61,9 @@ def git_commit() -> str | None:
 
 
 def open_run(run: TrainRun, operative_gin: str, *, write: bool = True) -> None:
-    """Writes `run.json` and the operative gin config, unless the folder holds another run.
+    """Writes `run.json`, the vocabulary and the operative gin config, unless the folder holds another run.
+
+    The folder is then complete in itself: `run.json` names the copy of the vocabulary beside it.
 
     Args:
       run: the settings.
@@ -59,18 +71,29 @@ def open_run(run: TrainRun, operative_gin: str, *, write: bool = True) -> None:
       write: False only checks, as all processes but the first do.
 
     Raises:
-      UserError: the folder has checkpoints and its `run.json` differs from `run`; nothing is
-        written then.
+      UserError: the folder has checkpoints and its `run.json` differs from `run`, or they are beyond `run.steps`;
+        nothing is written then.
     """
-    folder = pathlib.Path(run.model_dir)
-    file = folder / RUN_FILE
-    if file.exists() and has_checkpoints(run.model_dir):
-        _refuse_other(file, run)
-    if not write:
+    folder = to_path(run.model_dir)
+    done = newest_step(run.model_dir)
+    if done is not None and (folder / RUN_FILE).exists():
+        _refuse_other(folder / RUN_FILE, run)
+    refuse_earlier_end(run)
+    if not write or done == run.steps:
         return
+    vocabulary = to_path(hub.vocabulary(run.vocab_path)).read_bytes()
+    digest = hashlib.sha256(vocabulary).hexdigest()
+    copy = folder / VOCABULARY
+    if not copy.is_file() or sha256(copy) != digest:
+        write_atomically(copy, vocabulary)
     write_atomically(folder / OPERATIVE_GIN_FILE, operative_gin)
-    content = {"recipe": _recorded(run), "versions": versions(), "git_commit": git_commit()}
-    write_atomically(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    content = {
+        "recipe": {**_recorded(run), "vocab_path": VOCABULARY},
+        "vocabulary": {"sha256": digest, "given": run.vocab_path},
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+    write_atomically(folder / RUN_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def has_checkpoints(model_dir: str) -> bool:
@@ -79,26 +102,44 @@ def has_checkpoints(model_dir: str) -> bool:
     return checkpoints.is_dir() and any(checkpoints.iterdir())
 
 
-def read_recipe(model_dir: str) -> dict[str, Any]:
-    """The settings in `run.json` of `model_dir`, by field of `TrainRun`; {} where the folder has none.
+def newest_step(model_dir: str) -> int | None:
+    """The step of the newest checkpoint in a run's folder; None without any."""
+    folder = to_path(model_dir) / CHECKPOINTS
+    if not folder.is_dir():
+        return None
+    return max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=None)
 
-    Files of older versions may lack some.
+
+def read_recipe(model_dir: str) -> dict[str, Any]:
+    """The settings in `run.json` of a run's folder, by field of `TrainRun`; {} where it has none.
+
+    The vocabulary's path is the one that the user gave, not that of the copy.
 
     Raises:
       UserError: the file cannot be read, or a setting is unknown or not of its type.
     """
-    file = hub.local(model_dir) / RUN_FILE
+    file = to_path(model_dir) / RUN_FILE
     if not file.exists():
         return {}
-    return _read(file, partial=True)
+    recipe = read_run(file, partial=True)
+    vocabulary = read_json(file).get("vocabulary")
+    if isinstance(vocabulary, Mapping) and isinstance(vocabulary.get("given"), str):
+        recipe["vocab_path"] = vocabulary["given"]
+    return recipe
 
 
-def _read(file: pathlib.Path, *, partial: bool) -> dict[str, Any]:
-    recipe = read_json(file).get("recipe")
-    if not isinstance(recipe, Mapping):
-        raise UserError(f"{file}: not a run file: expected an object 'recipe', got {shown(recipe)}")
-    given = {"model_dir": str(file.parent), **recipe}  # required, and not in the file
-    return from_mapping(TrainRun, given, str(file), partial=partial)
+def refuse_earlier_end(run: TrainRun) -> None:
+    """Refuses to train to a step that the run has passed.
+
+    Raises:
+      UserError: the newest checkpoint is beyond `run.steps`.
+    """
+    done = newest_step(run.model_dir)
+    if done is not None and done > run.steps:
+        raise UserError(
+            f"TRAIN_STEPS: the run in {run.model_dir} is already at step {done}: expected at least that, got "
+            f"{run.steps}; nothing was written"
+        )
 
 
 def _recorded(run: TrainRun) -> dict[str, Any]:
@@ -110,16 +151,27 @@ def _recorded(run: TrainRun) -> dict[str, Any]:
     }
 
 
-def _refuse_other(file: pathlib.Path, run: TrainRun) -> None:
-    before = _read(file, partial=False)
+def _refuse_other(file: epath.Path, run: TrainRun) -> None:
+    before = read_run(file, partial=False)
+    hashed = recorded_hash(read_json(file))
     for name, one in sorted(declared(TrainRun).items()):
         # A setting that the file's version did not know had its default.
         old, new = before.get(name, one.default), getattr(run, name)
-        if one.setting.resume is Resume.SAME and _computed(old) != _computed(new):
-            raise UserError(
-                f"model_dir {file.parent} holds another run: its {name} is {shown(plain(old))}, "
-                f"got {shown(plain(new))}; give another MODEL_DIR"
-            )
+        if one.setting.resume is not Resume.SAME or _computed(old) == _computed(new):
+            continue
+        if name == "vocab_path" and _same_vocabulary(hashed, old, new):
+            continue
+        raise UserError(
+            f"model_dir {file.parent} holds another run: its {name} is {shown(plain(old))}, "
+            f"got {shown(plain(new))}; give another MODEL_DIR"
+        )
+
+
+def _same_vocabulary(hashed: str | None, old: str, new: str) -> bool:
+    """Whether the run's vocabulary, known by its hash or (in older files) its path, has the content of `new`."""
+    if hashed is None and (hub.is_reference(old) or to_path(old).is_file()):
+        hashed = sha256(hub.vocabulary(old))
+    return hashed is not None and hashed == sha256(hub.vocabulary(new))
 
 
 def _computed(value: Any) -> Any:

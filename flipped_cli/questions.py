@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flipped_cli import offline
+from flipped_cli.options import settings_options, values_of
 from flipped_cli.rows import parse_argument, read_rows
+from flipped_cli.runs import EvalRun
 from flipped_core.errors import UserError
 
 if TYPE_CHECKING:
-    from flipped_eval.inference import Question
+    from flipped_eval.inference import Model, Question
 
-METHODS = ("direct", "channel", "flipped")
+# What a checkpoint records and the options may say instead.
+RECORDED = ("lengths", "input_eos", "vocab_path")
+RECORDED_OPTIONS = ("lengths_inputs", "lengths_targets", "input_eos", "vocab_path")
 FIELDS = ("input", "row", "choices", "template", "dataset", "output")
 TOGETHER = 512  # lines of a file that are computed at a time
 _JINJA = "{{"
@@ -41,16 +46,14 @@ class ListCommand(click.Command):
 
 
 def shared_options(function: Callable[..., None]) -> Callable[..., None]:
-    """--checkpoint, --vocab, --method, --template, --dataset, --input, --jsonl, --module."""
+    """--checkpoint, --method, what else `RECORDED` says of it, --template, --dataset, --input, --jsonl, --module."""
     options = (
         click.option(
             "--checkpoint",
             required=True,
             help="A run's folder, a checkpoint, a Hugging Face folder, or hf://OWNER/NAME[@REVISION].",
         ),
-        click.option(
-            "--vocab", help="A SentencePiece model; by default the one that the run's folder names."
-        ),
+        settings_options(EvalRun, RECORDED),
         click.option("--method", help="direct, channel or flipped; by default the run's."),
         click.option(
             "--template",
@@ -72,6 +75,27 @@ def shared_options(function: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def load_model(
+    checkpoint: str,
+    method: str | None,
+    given: Mapping[str, Any],
+    scorer_options: Mapping[str, Any] | None = None,
+) -> Model:
+    """The model of --checkpoint, with what the options of `RECORDED` say; prints on stderr what is used."""
+    from flipped_eval.inference import Model
+
+    found = values_of(EvalRun, given, RECORDED)
+    return Model.load(
+        os.path.expanduser(checkpoint),
+        vocab=found.get("vocab_path"),
+        method=method,
+        lengths=found.get("lengths"),
+        input_eos=found.get("input_eos"),
+        scorer_options=scorer_options,
+        announce=lambda line: click.echo(line, err=True),
+    )
 
 
 def read_questions(

@@ -1,7 +1,8 @@
 """`TrainRun` and `EvalRun`: every setting of training and evaluation, declared once.
 
 gin binds their fields under the macros named here, `flipped eval` makes its options of them, `run.json` records them,
-and engine and evaluation take the classes that they extend. Importing this module loads nothing heavy.
+and engine and evaluation take the classes that they extend. `TrainRun` is in `t5_engine.run_settings`, since
+evaluation reads it from `run.json`. Importing this module loads nothing heavy.
 """
 
 from __future__ import annotations
@@ -9,78 +10,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from flipped_core.settings import Resume, check_fields, setting
+from flipped_core.settings import check_fields, setting
 from flipped_eval.request import Request
-from t5_engine.config import T5Config
-from t5_engine.run_settings import ProcessGroup, TrainConfig
+from t5_engine.run_settings import FEATURES, ProcessGroup, TrainRun
 
-FEATURES = ("inputs", "targets")
+__all__ = ["METHODS", "EvalRun", "TrainRun"]
+
 METHODS = ("direct", "channel", "flipped")
-RATES = ("recipe", "rows", "equal")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainRun(TrainConfig):
-    """One training run."""
-
-    mixture: str = setting(
-        'Mixture or task, such as "flipped_train" or "direct.imdb".', macro="MIXTURE_OR_TASK_NAME"
-    )
-    model: T5Config = setting("Sizes and numeric settings of the model: a file of gin/models.")
-    lengths: Mapping[str, int] = setting(
-        "Longest inputs and targets; longer ones are truncated.",
-        macro="TASK_FEATURE_LENGTHS",
-        unit="tokens",
-        minimum=2,
-        keys=FEATURES,
-    )
-    batch_size: int = setting(
-        "Examples of a step over all devices.", macro="BATCH_SIZE", unit="examples", minimum=1
-    )
-    vocab_path: str = setting(
-        "SentencePiece model, such as T5's.", macro="VOCAB_PATH", path=True, resume=Resume.SAME
-    )
-    input_eos: bool = setting(
-        "Whether encoder inputs end with the end-of-sequence id.", True, macro="INPUT_EOS"
-    )
-    data_dir: str | None = setting(
-        "Folder of rows, DATASET/SPLIT.jsonl[.gz] or .parquet; None uses made-up rows.",
-        None,
-        macro="DATA_DIR",
-        path=True,
-        resume=Resume.FREE,
-    )
-    mixture_rates: str = setting(
-        "Rates by published sizes (recipe), by the rows at hand (rows), or all alike (equal).",
-        "recipe",
-        macro="MIXTURE_RATES",
-        choices=RATES,
-    )
-    length_buckets: tuple[tuple[int, int], ...] | None = setting(
-        "(inputs, targets) lengths that batches are padded to; None pads to the full lengths.",
-        None,
-        macro="LENGTH_BUCKETS",
-        unit="tokens",
-        minimum=1,
-    )
-    length_window: int = setting(
-        "Batches whose examples are sorted by length together, which saves padding.",
-        1,
-        macro="LENGTH_WINDOW",
-        unit="batches",
-        minimum=1,
-    )
-    task_modules: tuple[str, ...] = setting(
-        "Python modules or files that register custom datasets; they run with your rights.",
-        (),
-        macro="TASK_MODULES",
-        path=True,
-    )
-    exclude_templates: Mapping[str, tuple[str, ...]] | None = setting(
-        "Templates that are not trained on: {'qasc': ['is_correct_2']}.",
-        None,
-        macro="EXCLUDE_TEMPLATES",
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

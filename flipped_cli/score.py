@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from flipped_cli.questions import ListCommand, in_parts, read_questions, shared_options
+from flipped_cli.questions import (
+    RECORDED_OPTIONS,
+    ListCommand,
+    in_parts,
+    load_model,
+    read_questions,
+    shared_options,
+)
 
 
 @click.command(cls=ListCommand)
@@ -19,7 +26,6 @@ from flipped_cli.questions import ListCommand, in_parts, read_questions, shared_
 )
 def score(
     checkpoint: str,
-    vocab: str | None,
     method: str | None,
     modules: Sequence[str],
     batch_tokens: int | None,
@@ -37,20 +43,16 @@ def score(
     not say, the options say. Results come in the same order: {"logprobs": […], "prediction": place of the highest},
     with "notes" where something was cut or choices cannot be told apart.
     """
-    from flipped_eval.inference import Model
     from mixtures.modules import load
 
+    recorded = {name: asked.pop(name) for name in RECORDED_OPTIONS}
     load(modules)
     model = None
     for part in in_parts(read_questions(**asked)):
         # The first questions are read before the checkpoint, so that a mistake in them is told at once.
         if model is None:
-            model = Model.load(
-                checkpoint,
-                vocab=vocab,
-                method=method,
-                scorer_options={"batch_tokens": batch_tokens},
-            )
+            options = {"batch_tokens": batch_tokens}
+            model = load_model(checkpoint, method, recorded, options)
         names, questions, _ = zip(*part, strict=True)
         for scored in model.score(questions, names=names):
             line: dict[str, Any] = {

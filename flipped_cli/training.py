@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from flipped_cli import provenance, quiet
-from flipped_cli.checks import WORLD_TEXT, check_data_dir, check_model_dir, method_of
+from flipped_cli.checks import WORLD_TEXTS, check_data_dir, check_model_dir, method_of
 from flipped_cli.runs import TrainRun
 from flipped_core import hub, interrupts, locks
 from flipped_core.errors import UserError
@@ -79,14 +79,15 @@ def _check(run: TrainRun) -> None:
     """Refuses what can be refused before anything slow is imported."""
     check_model_dir(run.model_dir)
     check_data_dir(run.data_dir)
-    if run.mixture != WORLD_TEXT:
+    if run.mixture not in WORLD_TEXTS:
         method_of(run.mixture)
     from flipped_tasks.tokens import Vocabulary
 
-    rows_needed = Vocabulary.from_file(run.vocab_path).size
-    if rows_needed > run.model.vocab_size:
+    provenance.refuse_earlier_end(run)
+    needed = Vocabulary.from_file(run.vocab_path).num_ids
+    if needed > run.model.vocab_size:
         raise UserError(
-            f"model.vocab_size: expected at least {rows_needed}, the rows of {run.vocab_path} with its "
+            f"T5Config.vocab_size: expected at least {needed}, the ids of {run.vocab_path} with its "
             f"sentinels, got {run.model.vocab_size}"
         )
 
@@ -123,8 +124,8 @@ def _register(run: TrainRun) -> None:
 
     modules.load(run.task_modules)
     own.exclude_templates(run.exclude_templates or {})
-    if run.mixture == WORLD_TEXT:
-        registration.register_world_text(run.vocab_path, run.seed, run.input_eos)
+    if run.mixture in WORLD_TEXTS:
+        registration.register_world_text(run.vocab_path, run.seed, run.input_eos, run.mixture)
         return
     registration.register_named(
         run.mixture, run.data_dir, run.vocab_path, run.mixture_rates, run.input_eos

@@ -12,8 +12,10 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """A mistake of the user, told in one line: the field, what was expected, what was got.
 
-    The commands print it without a traceback and exit with code 2; any other exception is a bug.
+    The commands print it without a traceback and exit with `exit_code`; any other exception is a bug.
     """
+
+    exit_code = 2
 
 
 def shown(value: object, most: int = 80) -> str:
@@ -26,6 +28,12 @@ def shown(value: object, most: int = 80) -> str:
     ):  # a whole number of more than 4,300 digits, a list that holds itself
         return type(value).__name__
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+class TemporaryError(UserError):
+    """No mistake, but one line too: another process or machine is missing; the same command may succeed later."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h; the launch files start such a job again
 
 
 class StorageError(UserError):

@@ -27,19 +27,20 @@ _FOLDER = "flipped."
 _TOKEN = re.compile(r"\.([0-9a-f]{8}-[0-9]+-[0-9]+)\.[^.]+\.tmp")
 
 
-def write_atomically(path: epath.PathLike, text: str) -> None:
+def write_atomically(path: epath.PathLike, text: str | bytes) -> None:
     """Writes a file so that a reader, or a job that comes after a kill, sees all of it or nothing.
 
     Args:
       path: a local path, whose folder is made where it is missing, or one in a bucket.
-      text: the content; UTF-8.
+      text: the content; written as UTF-8 where it is no bytes.
 
     Raises:
       UserError: the disk is full, or the folder or bucket cannot be written; an older file is still there then.
     """
+    content = text.encode() if isinstance(text, str) else text
     if is_bucket(path):  # an object appears whole, when its upload is complete
         try:
-            to_path(path).write_bytes(text.encode())
+            to_path(path).write_bytes(content)
         except Exception as error:
             raise UserError(f"cannot write {os.fspath(path)}: {explain(error)}") from error
         return
@@ -53,8 +54,8 @@ def write_atomically(path: epath.PathLike, text: str) -> None:
             prefix=f".{path.name[:80]}.{Owner.current().token}.",
             suffix=_TEMPORARY,
         )
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

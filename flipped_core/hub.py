@@ -30,7 +30,7 @@ SCHEME = "hf://"
 CONFIG = "config.json"
 VOCABULARY = "spiece.model"
 # What is taken beside the tensors, where a repository has it; the last two are ours.
-BESIDE = (CONFIG, VOCABULARY, "run.json", "origin.json")
+BESIDE = (CONFIG, VOCABULARY, "recipe.json", "run.json", "origin.json")
 _REFERENCE = re.compile(
     r"hf://(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w][\w./-]*))?/?", re.ASCII
 )

@@ -197,8 +197,8 @@ def from_mapping(
     return found
 
 
-def from_texts(cls: type[T], texts: Mapping[str, Any], labels: Mapping[str, str]) -> T:
-    """An instance of `cls` from what was written on a command line; what is None keeps its default.
+def from_texts(cls: Any, texts: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, Any]:
+    """Checked arguments for `cls` from what was written on a command line, without those that are None.
 
     Args:
       cls: a dataclass of settings.
@@ -218,7 +218,7 @@ def from_texts(cls: type[T], texts: Mapping[str, Any], labels: Mapping[str, str]
                 key: _literal(value) if _numeric(one.type) else value for key, value in text.items()
             }
         values[name] = checked(one, text, labels.get(name))
-    return cls(**values)
+    return values
 
 
 def checked(one: Declared, value: Any, label: str | None = None) -> Any:
@@ -249,8 +249,13 @@ def shown(value: Any) -> str:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of more than 4,300 digits, a list in itself
         text = f"a {type(value).__name__} that is too long to print"
+    return shortened(text)
+
+
+def shortened(text: str, most: int = _SHOWN) -> str:
+    """A text on one line of at most `most` characters."""
     text = " ".join(text.split())
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def plain(value: Any) -> Any:

@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flipped_core import hub
 from flipped_core.errors import UserError, nearest, unknown
-from flipped_eval.keys import file_hash
+from flipped_eval import recipes
 from flipped_tasks.methods import METHODS, Formatted, Piece, PieceKind, format_example
 from flipped_tasks.promptsource import TemplateSpec, load_template
 from flipped_tasks.rendering import Dropped, Rendered, compile_template, template_rng
@@ -30,7 +29,11 @@ from flipped_tasks.spans import Segment
 from flipped_tasks.tokens import Encoded, Vocabulary, encode
 
 LENGTHS = {"inputs": 512, "targets": 128}
-RUN_FILE = "run.json"  # training leaves it beside the checkpoints
+_HOW = {
+    "lengths": "--inputs NUMBER --targets NUMBER",
+    "input_eos": "--eos or --no_eos",
+    "vocab_path": "--vocab PATH",
+}
 INPUT = "input"
 DEFAULT_TEMPLATE = "{{input}}"
 _CHOICES = "choices_of_the_question"
@@ -208,9 +211,9 @@ class Model:
         from t5_engine.partitioning import make_mesh
         from t5_engine.scorer import Scorer
 
-        if vocabulary.size > config.vocab_size:
+        if vocabulary.num_ids > config.vocab_size:
             raise UserError(
-                f"vocabulary: it has {vocabulary.size} rows with its sentinels, but the checkpoint's "
+                f"vocabulary: it has {vocabulary.num_ids} ids with its sentinels, but the checkpoint's "
                 f"model has {config.vocab_size}; expected the one that it was trained with"
             )
         if method is not None and method not in METHODS:
@@ -228,62 +231,50 @@ class Model:
         *,
         vocab: str | None = None,
         method: str | None = None,
+        lengths: Mapping[str, int] | None = None,
+        input_eos: bool | None = None,
         scorer_options: Mapping[str, Any] | None = None,
+        announce: Callable[[str], object] = lambda line: None,
     ) -> Model:
-        """Reads a checkpoint.
+        """Reads a checkpoint; what is not given is as its files record it (`recipes.find`).
 
         Args:
           checkpoint: a run's folder (its newest checkpoint), a folder of one checkpoint, or one that
             `t5_engine.exchange` knows, `hf://OWNER/NAME[@REVISION]` included.
-          vocab: a SentencePiece model; where not given, the one that the run's folder names.
-          method: "direct", "channel" or "flipped"; where not given, the run's.
+          vocab: a SentencePiece model.
+          method: "direct", "channel" or "flipped".
+          lengths: most tokens of "inputs" and "targets".
+          input_eos: whether inputs end with the end-of-sequence id.
           scorer_options: further arguments of `t5_engine.scorer.Scorer`.
+          announce: gets lines about what is used and where it comes from.
 
         Raises:
-          UserError: there is no checkpoint, or no vocabulary is known or fits.
+          UserError: there is no checkpoint; vocabulary, lengths or eos are neither given nor recorded; or the
+            vocabulary does not fit.
         """
         from t5_engine import exchange
 
         checkpoint = hub.pin(checkpoint)
-        exchange.detect(checkpoint)
-        folder = hub.local(checkpoint)
-        recipe = _recipe(folder)
-        trained_with = recipe.get("vocab_path")
-        if trained_with and hub.is_reference(trained_with):
-            trained_with = hub.vocabulary(trained_with)
-        beside = folder / hub.VOCABULARY
-        if hub.is_reference(checkpoint) and beside.is_file():
-            trained_with = str(beside)  # what its run.json names is on another machine
-        vocab = hub.vocabulary(vocab) if vocab else None
-        vocab = vocab or trained_with or (str(beside) if beside.is_file() else None)
-        if vocab is None:
+        recipe, config = recipes.of(checkpoint)
+        recipe = recipe.given(method=method, lengths=lengths, input_eos=input_eos, vocab_path=vocab)
+        recipe.require(_HOW)
+        vocabulary = Vocabulary.from_file(str(recipe.vocab_path))
+        size = config.vocab_size
+        if vocabulary.num_ids > size or (recipe.exact_vocabulary and vocabulary.size < size):
             raise UserError(
-                f"vocab: expected a SentencePiece model, got none; {checkpoint} has no {RUN_FILE} that "
-                "names one"
+                f"vocabulary: {recipe.vocab_path} has {vocabulary.num_ids} ids ({vocabulary.size} rows, padded as "
+                f"embeddings are), {checkpoint} has {size}: expected the vocabulary that it was trained with"
             )
-        vocabulary = Vocabulary.from_file(vocab)
-        if trained_with and pathlib.Path(trained_with).is_file():
-            if file_hash(vocab) != file_hash(trained_with):
-                raise UserError(
-                    f"vocab: {checkpoint} was trained with {trained_with}, and {vocab} is another vocabulary"
-                )
+        for line in recipe.lines():
+            announce(line)
         params, config, _ = exchange.load(checkpoint)
-        if not trained_with and vocabulary.size < config.vocab_size:
-            raise UserError(
-                f"vocab: {vocab} has {vocabulary.size} ids (rounded up as embeddings are), {checkpoint} has "
-                f"{config.vocab_size}: expected the vocabulary that it was trained with"
-            )
-        mixture = str(recipe.get("mixture", ""))
-        trained_for = next(
-            (name for name in METHODS if mixture.startswith((f"{name}_", f"{name}."))), None
-        )
         return cls(
             config,
             params,
             vocabulary,
-            method=method or trained_for,
-            lengths=recipe.get("lengths"),
-            input_eos=recipe.get("input_eos", True),
+            method=recipe.method,
+            lengths=recipe.lengths,
+            input_eos=bool(recipe.input_eos),
             scorer_options=scorer_options,
         )
 
@@ -450,15 +441,3 @@ def _notes(encoded: Sequence[Encoded], logprobs: Sequence[float]) -> tuple[str, 
     ):
         notes.append("the highest log-probability is shared")
     return tuple(notes)
-
-
-def _recipe(checkpoint: pathlib.Path) -> Mapping[str, Any]:
-    """What `run.json` says in the run's folder, which is the checkpoint's or up to two above it; {} without one."""
-    for folder in (checkpoint, *checkpoint.absolute().parents[:2]):
-        file = folder / RUN_FILE
-        if file.is_file():
-            try:
-                return json.loads(file.read_text(encoding="utf-8"))["recipe"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{file}: not a run file: {error}") from None
-    return {}

@@ -45,7 +45,8 @@ class Run:
       lengths: most tokens of "inputs" and "targets".
       input_eos: whether encoder inputs end with the end-of-sequence id, as in training.
       length_normalize: rank by log-probability per target token (DIRECT only).
-      exact_vocabulary: whether the model must have just as many rows as the vocabulary asks for; else it may have more.
+      sources: of method, lengths, input_eos and vocab_path, the file that each was read from, or "given".
+      exact_vocabulary: whether the model must not have more rows than the vocabulary's ids, padded as T5's are.
     """
 
     method: str
@@ -58,6 +59,7 @@ class Run:
     input_eos: bool = True
     length_normalize: bool = False
     exact_vocabulary: bool = False
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def evaluate(
                 announce(line)
             tell_plan(told)
             if not plan_only:
-                run_files.open_run(folder, *described, _places(runs))
+                run_files.open_run(folder, *described, _places(runs), _sources(runs))
                 run_files.write_plan(folder, plan)
             return stored.to_json()
 
@@ -189,6 +191,15 @@ def _places(runs: Sequence[Run]) -> dict[str, str]:
         else str(pathlib.Path(run.checkpoint).absolute())
         for run in runs
         if run.checkpoint
+    }
+
+
+def _sources(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
+    """label -> field -> the name of the file that says it; no path, so that results do not depend on the folder."""
+    return {
+        run.label: {name: pathlib.PurePath(file).name for name, file in run.sources.items()}
+        for run in runs
+        if run.sources
     }
 
 
@@ -295,11 +306,11 @@ def _model(run: Run, weights: str, config: Any) -> Model:
     vocabulary = Vocabulary.from_file(run.vocab_path)
     size = getattr(config, "vocab_size", None)
     if size is not None and (
-        vocabulary.size > size or (run.exact_vocabulary and vocabulary.size != size)
+        vocabulary.num_ids > size or (run.exact_vocabulary and vocabulary.size < size)
     ):
         raise UserError(
-            f"vocab_path: {run.vocab_path} has {vocabulary.size} ids (rounded up as embeddings are), the checkpoint "
-            f"of {run.label!r} has {size}: expected the vocabulary that it was trained with"
+            f"vocab_path: {run.vocab_path} has {vocabulary.num_ids} ids ({vocabulary.size} rows, padded as embeddings "
+            f"are), the checkpoint of {run.label!r} has {size}: expected the vocabulary that it was trained with"
         )
     return Model(
         label=run.label,

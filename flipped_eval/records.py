@@ -361,6 +361,7 @@ class RunFile(TypedDict):
     request: Json
     models: list[LabelledRun]
     checkpoints: dict[str, str]
+    sources: NotRequired[dict[str, dict[str, str]]]
 
 
 def checked(value: Any, kind: type[T], where: str | pathlib.Path) -> T:

@@ -168,7 +168,7 @@ def _summary(
     return {
         "format": FORMAT,
         "request": run["request"],
-        "runs": run["models"],
+        "runs": [_with_sources(model, run) for model in run["models"]],
         "bootstrap": {"confidence": metrics.CONFIDENCE, "resamples": resamples},
         "results": rows,
         "comparisons": significance.compare_all(by_model, seed, resamples),
@@ -176,6 +176,12 @@ def _summary(
         "not_run": not_run,
         "dropped": dict(sorted(dropped.items())),
     }
+
+
+def _with_sources(model: Json, run: Json) -> Json:
+    """A run with where its method, lengths, eos and vocabulary were read; unknown of older folders."""
+    sources = run.get("sources", {}).get(model["label"])
+    return model | {"sources": sources} if sources else model
 
 
 def _no_example(end: UnitEnd) -> str:

@@ -53,12 +53,14 @@ def open_run(
     request: Json,
     models: Sequence[Json],
     checkpoints: Mapping[str, str],
+    sources: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Takes `output_dir` for a request, or goes on with it; models that it does not know are added to it.
 
     Args:
       request, models: as for `check_run`.
       checkpoints: label -> where the weights were read; the report looks there for the log of the training.
+      sources: label -> for method, lengths, input_eos and vocab_path, the file that says it, or "given".
 
     Raises:
       UserError: as `check_run`.
@@ -68,8 +70,13 @@ def open_run(
     new = [model for model in models if model["label"] not in labels]
     if new:
         found = read_run(output_dir)
-        places = {**(found["checkpoints"] if found else {}), **checkpoints}
-        run = {"request": request, "models": known + new, "checkpoints": places}
+        before = found or {}
+        run = {
+            "request": request,
+            "models": known + new,
+            "checkpoints": {**before.get("checkpoints", {}), **checkpoints},
+            "sources": {**before.get("sources", {}), **(sources or {})},
+        }
         write_sealed(output_dir / RUN, {"format": FORMAT, **run})
 
 

@@ -31,7 +31,8 @@ class Vocabulary:
 
     Attributes:
       pad, eos, unk: 0, 1 and 2, as in all T5 vocabularies.
-      size: rows of the embedding table that the ids need.
+      num_ids: pieces and sentinels; every id is below it.
+      size: rows of an embedding table for the ids, padded as T5's are.
     """
 
     pad, eos, unk = 0, 1, 2
@@ -39,8 +40,8 @@ class Vocabulary:
     def __init__(self, processor: sentencepiece.SentencePieceProcessor) -> None:
         self._processor = processor
         self._pieces = processor.get_piece_size()
-        total = self._pieces + NUM_SENTINELS
-        self.size = -(-total // _ROW_MULTIPLE) * _ROW_MULTIPLE
+        self.num_ids = self._pieces + NUM_SENTINELS
+        self.size = -(-self.num_ids // _ROW_MULTIPLE) * _ROW_MULTIPLE
         self._short: dict[str, tuple[int, ...]] = {}
         self._long: dict[str, tuple[int, ...]] = {}
         self.prefix = functools.lru_cache(maxsize=512)(self._prefix)

@@ -25,6 +25,8 @@ from flipped_tasks.row_source import RowSource
 from flipped_tasks.seqio_tasks import RowTask, add_task, method_features
 from flipped_tasks.seqio_vocabulary import SeqioVocabulary
 
+MOST_HOLES = 3
+
 
 @dataclasses.dataclass(frozen=True)
 class TextWriter:
@@ -39,6 +41,7 @@ class TextWriter:
       noise_density: share of the ids that span corruption takes out.
       mean_span_length: their mean run, in ids.
       input_eos: whether inputs end with eos.
+      most_holes: how many holes a text gets at most.
     """
 
     name: str
@@ -47,6 +50,7 @@ class TextWriter:
     noise_density: float
     mean_span_length: float
     input_eos: bool
+    most_holes: int
 
     def __call__(self, row: bytes, number: int, epoch: int, seed: int) -> TextDraft | Dropped:
         """`Dropped('too_short')` below two ids."""
@@ -86,7 +90,10 @@ class TextDraft:
             form, (inputs, targets) = "prefix_lm", _split(tokens, lengths, rng, self.cut)
         elif self.cut is not None:
             start = self.tokens[: self.cut]
-            form, (inputs, targets) = "holes", with_holes(start, tokens[self.cut :], vocab, rng)
+            form, (inputs, targets) = (
+                "holes",
+                with_holes(start, tokens[self.cut :], vocab, rng, writer.most_holes),
+            )
         else:
             mask = noise_mask(len(tokens), writer.noise_density, writer.mean_span_length, rng)
             form, (inputs, targets) = "span_corruption", corrupt(tokens, mask, vocab)
@@ -96,6 +103,25 @@ class TextDraft:
             targets[: lengths["targets"] - 1] + [vocab.eos],
             form=form,
         )
+
+
+def sample_pairs(
+    texts: Iterable[str], vocab: tokens.Vocabulary, seed: int
+) -> list[tuple[list[int], list[int]]]:
+    """(input ids, target ids) of each text that says where to cut it: as prefix LM, then with holes.
+
+    For measuring a model on a fixed sample; inputs and targets end with eos, nothing is truncated.
+    """
+    rng = generator(seed, "sample")
+    pairs = []
+    for text in texts:
+        before, tab, after = text.partition("\t")
+        if not tab:
+            continue
+        start, end = vocab.encode(before), vocab.encode(after)
+        for inputs, targets in ((start, end), with_holes(start, end, vocab, rng)):
+            pairs.append(([*inputs, vocab.eos], [*targets, vocab.eos]))
+    return pairs
 
 
 def _split(
@@ -109,14 +135,20 @@ def _split(
 
 
 def with_holes(
-    before: list[int], after: list[int], vocab: tokens.Vocabulary, rng: np.random.Generator
+    before: list[int],
+    after: list[int],
+    vocab: tokens.Vocabulary,
+    rng: np.random.Generator,
+    most: int = MOST_HOLES,
 ) -> tuple[list[int], list[int]]:
-    """Sentinels at one to three random places of a text from which nothing was taken out -> (inputs, targets).
+    """Sentinels at one to `most` random places of a text from which nothing was taken out -> (inputs, targets).
 
     The target is what comes after the text, behind the first sentinel: the form of FLIPPED's inputs, which have a
     sentinel wherever an instruction stood.
     """
-    places = sorted(int(place) for place in rng.integers(0, len(before) + 1, rng.integers(1, 4)))
+    places = sorted(
+        int(place) for place in rng.integers(0, len(before) + 1, rng.integers(1, most + 1))
+    )
     inputs = list(before)
     for k, place in reversed(list(enumerate(places))):
         inputs.insert(place, vocab.sentinel(k))
@@ -178,6 +210,7 @@ def register_text_task(
     noise_density: float = 0.15,
     mean_span_length: float = 3.0,
     input_eos: bool = True,
+    most_holes: int = MOST_HOLES,
 ) -> RowTask:
     """Puts a task over plain texts into seqio.TaskRegistry, with the features of DIRECT and the split 'train'.
 
@@ -198,7 +231,9 @@ def register_text_task(
         if not low <= value <= high:
             raise UserError(f"{field}: expected {low} to {high}, got {value}")
     vocab = SeqioVocabulary(vocab_path)
-    writer = TextWriter(name, vocab, prefix_lm_share, noise_density, mean_span_length, input_eos)
+    writer = TextWriter(
+        name, vocab, prefix_lm_share, noise_density, mean_span_length, input_eos, most_holes
+    )
 
     @functools.cache
     def load(split: str) -> sources.Payloads:

@@ -27,25 +27,32 @@ from mixtures.rates import dataset_rates
 
 WORLD_TEXT = "world_text"
 _BY_TEMPLATE = "_by_template"
-WORLD_TEXTS = 100_000
+# The same with lists of options: the second half of the pre-training.
+WORLD_TEXT_WITH_LISTS = "world_text_with_lists"
+WORLD_TEXTS = {WORLD_TEXT: 100_000, WORLD_TEXT_WITH_LISTS: 300_000}
+_MOST_HOLES = {WORLD_TEXT: 3, WORLD_TEXT_WITH_LISTS: 6}
 
 
-def register_world_text(vocab_path: str, seed: int = 0, input_eos: bool = True) -> str:
-    """Registers the running text of the made-up world as the task `world_text`, and returns its name.
+def register_world_text(
+    vocab_path: str, seed: int = 0, input_eos: bool = True, name: str = WORLD_TEXT
+) -> str:
+    """Registers the running text of the made-up world as the task `name`, and returns its name.
 
     Args:
       vocab_path: the SentencePiece model.
       seed: which texts are written.
       input_eos: whether inputs end with eos.
+      name: one of `WORLD_TEXTS`.
     """
     register_text_task(
-        WORLD_TEXT,
-        lambda: warmup_texts(seed, WORLD_TEXTS),
+        name,
+        lambda: warmup_texts(seed, WORLD_TEXTS[name], lists=name == WORLD_TEXT_WITH_LISTS),
         vocab_path,
         prefix_lm_share=0.5,
         input_eos=input_eos,
+        most_holes=_MOST_HOLES[name],
     )
-    return WORLD_TEXT
+    return name
 
 
 def mixture_name(method: str, by_template: bool = False, mixture: str = own.RECIPE) -> str:
@@ -170,4 +177,4 @@ def register_named(
                 ).name
     known = [mixture_name(m, mixture=mixture) for m in METHODS for mixture in own.mixture_names()]
     tasks = [task_name(dataset, m) for m in METHODS for dataset in dataset_names()]
-    raise unknown("mixture or task", name, [*known, *tasks, WORLD_TEXT])
+    raise unknown("mixture or task", name, [*known, *tasks, *WORLD_TEXTS])

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flipped_core import streams
-from flipped_core.errors import UserError
+from flipped_core.errors import TemporaryError, UserError
 from t5_engine import clusters
 from t5_engine.clusters import Group
 
@@ -48,7 +48,8 @@ def start(
       Whether the run has several processes. Where it has not, JAX is not even imported.
 
     Raises:
-      UserError: some of the three are given and not all, one does not fit, or a process does not come up.
+      UserError: some of the three are given and not all, or one does not fit.
+      TemporaryError: a process does not come up.
     """
     given = {
         "coordinator_address": coordinator_address,
@@ -126,24 +127,27 @@ def call_roll(group: Group, timeout: float) -> None:
     """Returns when all processes of the group are there.
 
     Raises:
-      UserError: after `timeout` seconds, in every process that is there, naming those that are not.
+      TemporaryError: after `timeout` seconds, in every process that is there, naming those that are not.
+      UserError: the processes do not fit together.
     """
-    answer = _ask(group, timeout) if group.index == 0 else _report(group, timeout)
-    if answer:
-        raise UserError(answer)
+    error = _ask(group, timeout) if group.index == 0 else _report(group, timeout)
+    if error:
+        raise error
 
 
-def _ask(group: Group, timeout: float) -> str:
-    """Process 0's part of the roll: what went wrong, "" if nothing, after having told the others."""
+def _ask(group: Group, timeout: float) -> UserError | None:
+    """Process 0's part of the roll: what went wrong, None if nothing, after having told the others."""
     port = int(group.address.rpartition(":")[2])
     deadline = time.monotonic() + timeout
     there = {0: socket.gethostname()}
-    problem = ""
+    problem: UserError | None = None
     with contextlib.ExitStack() as stack:
         try:
             server = stack.enter_context(socket.create_server(("", port)))
         except OSError as error:
-            return f"coordinator_address {group.address}: port {port} cannot be opened: {error.strerror}"
+            return UserError(
+                f"coordinator_address {group.address}: port {port} cannot be opened: {error.strerror}"
+            )
         connections = []
         while len(there) < group.count and not problem:
             server.settimeout(max(0.01, deadline - time.monotonic()))
@@ -162,7 +166,7 @@ def _ask(group: Group, timeout: float) -> str:
             there[said["process"]] = str(said.get("host"))
         for connection in connections:
             with contextlib.suppress(OSError):
-                connection.sendall(json.dumps({"problem": problem}).encode() + b"\n")
+                connection.sendall(_answer(problem))
         # The others close first: then the port is free at once for JAX's own service.
         for connection in connections:
             with contextlib.suppress(OSError):
@@ -170,7 +174,14 @@ def _ask(group: Group, timeout: float) -> str:
     return problem
 
 
-def _report(group: Group, timeout: float) -> str:
+def _answer(problem: UserError | None) -> bytes:
+    """What process 0 sends to each of the others."""
+    temporary = isinstance(problem, TemporaryError)
+    answer = {"problem": str(problem or ""), "temporary": temporary}
+    return json.dumps(answer).encode() + b"\n"
+
+
+def _report(group: Group, timeout: float) -> UserError | None:
     """The part of every other process: what process 0 answers."""
     host, _, port = group.address.rpartition(":")
     deadline = time.monotonic() + timeout
@@ -183,11 +194,12 @@ def _report(group: Group, timeout: float) -> str:
                 connection.settimeout(timeout + 10)  # it waits for others as long as we would
                 answer = _hear(connection)
             if answer is not None:
-                return answer["problem"]
+                kind = TemporaryError if answer["temporary"] else UserError
+                return kind(answer["problem"]) if answer["problem"] else None
         except OSError:
             pass
         if time.monotonic() > deadline:
-            return (
+            return TemporaryError(
                 f"process 0 of {group.count}, the coordinator at {group.address}, did not come up "
                 f"within {timeout:.0f} s (this is process {group.index} on {said['host']})"
             )
@@ -202,7 +214,7 @@ def _hear(connection: socket.socket) -> dict[str, Any] | None:
     return None
 
 
-def _missing(group: Group, there: Mapping[int, str], timeout: float) -> str:
+def _missing(group: Group, there: Mapping[int, str], timeout: float) -> TemporaryError:
     absent = [index for index in range(group.count) if index not in there]
     per_slice = group.count // group.slices
     short = {name.partition(".")[0] for name in there.values()}
@@ -212,22 +224,22 @@ def _missing(group: Group, there: Mapping[int, str], timeout: float) -> str:
         slices = sorted({index // per_slice for index in absent})
         names += f" (slice{'s' if len(slices) > 1 else ''} {', '.join(map(str, slices))})"
     where = f"; no process came up on {', '.join(silent)}" if silent else ""
-    return (
+    return TemporaryError(
         f"{names} of {group.count} did not come up within {timeout:.0f} s at the coordinator "
         f"{group.address}{where}"
     )
 
 
-def _misfit(group: Group, there: Mapping[int, str], said: Mapping[str, Any]) -> str:
+def _misfit(group: Group, there: Mapping[int, str], said: Mapping[str, Any]) -> UserError | None:
     index, host = said.get("process"), said.get("host")
     if said.get("count") != group.count:
-        return (
+        return UserError(
             f"process_count: expected {group.count}, as process 0 has it, got {said.get('count')} "
             f"on {host}"
         )
     if isinstance(index, int) and index in there:
-        return f"process_id: {index} was given twice, on {there[index]} and on {host}"
-    return ""
+        return UserError(f"process_id: {index} was given twice, on {there[index]} and on {host}")
+    return None
 
 
 def _checked(address: str) -> str:

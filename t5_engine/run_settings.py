@@ -1,26 +1,28 @@
-"""The settings of a training run that the engine reads, and those of a run's processes.
+"""The settings of a training run, those of them that the engine reads, and those of a run's processes.
 
-The commands extend these classes with settings of data and tasks (`flipped_cli.runs`). Importing this module loads
-no JAX.
+Importing this module loads no JAX.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from flipped_core.errors import UserError
 from flipped_core.settings import Resume, check_fields, setting
 from t5_engine import compilation_cache, launch
+from t5_engine.config import T5Config
 
 if TYPE_CHECKING:
     import optax
 
     from t5_engine.axes import Layout
-    from t5_engine.config import T5Config
     from t5_engine.step import Step
 
 OPTIMIZERS = ("adafactor", "adam")
+FEATURES = ("inputs", "targets")
+RATES = ("recipe", "rows", "equal")
 DECAYS = ("constant", "linear", "cosine")
 
 
@@ -125,10 +127,17 @@ class TrainConfig(ProcessGroup):
         minimum=0,
     )
     decay: str = setting(
-        "Schedule after the warm-up, down to 0 at TRAIN_STEPS.",
+        "Schedule after the warm-up, down to 0 at DECAY_STEPS.",
         "constant",
         macro="DECAY",
         choices=DECAYS,
+    )
+    decay_steps: int | None = setting(
+        "Step at which a decaying rate is 0; None is TRAIN_STEPS.",
+        None,
+        macro="DECAY_STEPS",
+        unit="steps",
+        minimum=1,
     )
     unlikelihood_weight: float = setting(
         "Factor of the unlikelihood term (FLIPPED; Ye et al. 2022, equation 3); 0 is the ablation.",
@@ -241,7 +250,7 @@ class TrainConfig(ProcessGroup):
             self.learning_rate,
             warmup_steps=self.warmup_steps,
             decay=self.decay,
-            steps=self.steps,
+            steps=self.decay_steps or self.steps,
         )
 
     @property
@@ -253,7 +262,7 @@ class TrainConfig(ProcessGroup):
             self.learning_rate,
             warmup_steps=self.warmup_steps,
             decay=self.decay,
-            steps=self.steps,
+            steps=self.decay_steps or self.steps,
         )
 
     def step(self, model_config: T5Config, layout: Layout) -> Step:
@@ -268,3 +277,67 @@ class TrainConfig(ProcessGroup):
             z_loss=self.z_loss,
             microbatches=self.microbatches,
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainRun(TrainConfig):
+    """One training run: the settings of the engine, and those of tasks and data, which it only hands on."""
+
+    mixture: str = setting(
+        'Mixture or task, such as "flipped_train" or "direct.imdb".', macro="MIXTURE_OR_TASK_NAME"
+    )
+    model: T5Config = setting("Sizes and numeric settings of the model: a file of gin/models.")
+    lengths: Mapping[str, int] = setting(
+        "Longest inputs and targets; longer ones are truncated.",
+        macro="TASK_FEATURE_LENGTHS",
+        unit="tokens",
+        minimum=2,
+        keys=FEATURES,
+    )
+    batch_size: int = setting(
+        "Examples of a step over all devices.", macro="BATCH_SIZE", unit="examples", minimum=1
+    )
+    vocab_path: str = setting(
+        "SentencePiece model, such as T5's.", macro="VOCAB_PATH", path=True, resume=Resume.SAME
+    )
+    input_eos: bool = setting(
+        "Whether encoder inputs end with the end-of-sequence id.", True, macro="INPUT_EOS"
+    )
+    data_dir: str | None = setting(
+        "Folder of rows, DATASET/SPLIT.jsonl[.gz] or .parquet; None uses made-up rows.",
+        None,
+        macro="DATA_DIR",
+        path=True,
+        resume=Resume.FREE,
+    )
+    mixture_rates: str = setting(
+        "Rates by published sizes (recipe), by the rows at hand (rows), or all alike (equal).",
+        "recipe",
+        macro="MIXTURE_RATES",
+        choices=RATES,
+    )
+    length_buckets: tuple[tuple[int, int], ...] | None = setting(
+        "(inputs, targets) lengths that batches are padded to; None pads to the full lengths.",
+        None,
+        macro="LENGTH_BUCKETS",
+        unit="tokens",
+        minimum=1,
+    )
+    length_window: int = setting(
+        "Batches whose examples are sorted by length together, which saves padding.",
+        1,
+        macro="LENGTH_WINDOW",
+        unit="batches",
+        minimum=1,
+    )
+    task_modules: tuple[str, ...] = setting(
+        "Python modules or files that register custom datasets; they run with your rights.",
+        (),
+        macro="TASK_MODULES",
+        path=True,
+    )
+    exclude_templates: Mapping[str, tuple[str, ...]] | None = setting(
+        "Templates that are not trained on: {'qasc': ['is_correct_2']}.",
+        None,
+        macro="EXCLUDE_TEMPLATES",
+    )

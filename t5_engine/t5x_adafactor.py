@@ -14,7 +14,8 @@ arrays; other optimizers of T5X; our Adam.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -32,29 +33,46 @@ MOMENTUM = "m"
 
 
 def moments_in_t5x(
-    arrays: Mapping[Path, Opener], *, fresh: bool = False
+    arrays: Mapping[Path, Opener],
+    shape_of: Callable[[Path], tuple[int, ...]],
+    *,
+    fresh: bool = False,
 ) -> dict[Path, np.ndarray] | None:
     """The moments of a T5X checkpoint; None where its state is of another optimizer.
 
     Args:
       arrays: those below "param_states".
+      shape_of: the shape of a parameter, by its path.
       fresh: whether they are of step 0: all zeros, which T5X need not have stored. Later ones are never zero.
 
     Raises:
-      UserError: momentum is in use, or a part of a moment is missing.
+      UserError: momentum is in use, or a part of a moment is missing, or it has more numbers than its parameter.
     """
     if not any(path[-1] in ("v_row", "v_col") for path in arrays):
         return None
     for path, opener in arrays.items():
-        if path[-1] == MOMENTUM and np.any(opener(fill_missing=True).read()):
+        if path[-1] == MOMENTUM and _in_use(opener):
             raise UserError(
                 f"optimizer state {'/'.join(path)!r}: momentum is in use, which our Adafactor does not have"
             )
-    return {
-        path: opener(fill_missing=fresh).read()
-        for path, opener in arrays.items()
-        if path[-1] in KINDS
-    }
+    moments = {}
+    for path, opener in arrays.items():
+        if path[-1] not in KINDS:
+            continue
+        stored, shape = opener(fill_missing=fresh), shape_of(path[:-1])
+        if math.prod(stored.shape) > math.prod(shape):  # before any memory is asked for
+            raise UserError(
+                f"optimizer state {'/'.join(path)!r}: expected at most the {math.prod(shape)} numbers of its "
+                f"parameter, got shape {list(stored.shape)}"
+            )
+        moments[path] = stored.read()
+    return moments
+
+
+def _in_use(opener: Opener) -> bool:
+    """Whether a momentum is more than T5X's placeholder, one zero."""
+    stored = opener(fill_missing=True)
+    return math.prod(stored.shape) > 1 or bool(np.any(stored.read()))
 
 
 def moments_in_ours(arrays: Mapping[Path, Opener]) -> dict[Path, np.ndarray]:

@@ -13,6 +13,7 @@ Source: google-research/t5x, `checkpoints.py` and `checkpoint_utils.py` (its sta
 from __future__ import annotations
 
 import functools
+import math
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -107,8 +108,13 @@ def step_of(tree: Tree) -> int:
     open_ = tree.below(STATE).get(("step",))
     if open_ is None:
         return named or 0
-    step = open_(fill_missing=True).read()
-    if step.size != 1 or not np.issubdtype(step.dtype, np.integer) or step.item() < 0:
+    stored = open_(fill_missing=True)
+    if math.prod(stored.shape) != 1:  # before any memory is asked for
+        raise UserError(
+            f"{tree.path}: state/step: expected a number of steps, got shape {list(stored.shape)}"
+        )
+    step = stored.read()
+    if not np.issubdtype(step.dtype, np.integer) or step.item() < 0:
         raise UserError(
             f"{tree.path}: state/step: expected a number of steps, got {str(step)[:80]!r}"
         )

@@ -7,6 +7,7 @@ layer as axis 1 (`encoder/encoder`; `examples/scalable_t5`), which also splits t
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Iterator, Mapping
 
@@ -55,13 +56,13 @@ class T5XWeights(Weights):
             return self._table(path[0], shape)
         layers = layers_of(self.config, path)
         if layers is None:
-            return as_float32(self._array(path), shape, "/".join(path))
+            return as_float32(self._array(path, shape), shape, "/".join(path))
         if self.scanned:
             return self._unscanned((path[0], path[0], *path[2:]), shape)
         leaf = np.empty(shape, np.float32)
         for i in range(layers):
             name = (path[0], f"{STACKED}_{i}", *path[2:])
-            leaf[i] = _heads_joined(self._array(name), shape[1:], "/".join(name))
+            leaf[i] = _heads_joined(self._array(name, shape[1:]), shape[1:], "/".join(name))
         return leaf
 
     def moments(self) -> dict[Path, np.ndarray] | None:
@@ -69,10 +70,14 @@ class T5XWeights(Weights):
         if self.scanned:
             return None
         arrays = self._tree.below("state", "param_states")
-        return t5x_adafactor.moments_in_t5x(arrays, fresh=self.step == 0)
+        return t5x_adafactor.moments_in_t5x(arrays, self._shape, fresh=self.step == 0)
 
-    def _array(self, name: Path) -> np.ndarray:
-        return self._tree["target", *name].read()
+    def _array(self, name: Path, shape: tuple[int, ...]) -> np.ndarray:
+        """An array of as many numbers as the shape has, whatever its own; another is refused before it is read."""
+        stored = self._tree["target", *name]
+        if math.prod(stored.shape) != math.prod(shape):
+            refuse_other_shape("/".join(name), shape, stored.shape)
+        return stored.read()
 
     def _shape(self, name: Path) -> tuple[int, ...]:
         if name not in self._names:
@@ -83,20 +88,20 @@ class T5XWeights(Weights):
 
     def _unscanned(self, name: Path, shape: tuple[int, ...]) -> np.ndarray:
         """An array of all layers, with the layer moved to axis 0 and the heads joined."""
-        array = np.moveaxis(self._array(name), self._axis, 0)
+        array = np.moveaxis(self._array(name, shape), self._axis, 0)
         return _heads_joined(array, shape, "/".join(name))
 
     def _table(self, side: str, shape: tuple[int, ...]) -> np.ndarray:
         """The relative-position table of a stack; those of all layers must be the same."""
         if (name := (side, *_TABLE)) in self._names:
-            return as_float32(self._array(name), shape, "/".join(name))
+            return as_float32(self._array(name, shape), shape, "/".join(name))
         layers = layers_of(self.config, (side, STACKED)) or 0
         if self.scanned:
             tables = self._unscanned((side, side, *_TABLE), (layers, *shape))
         else:
             names = [(side, f"{STACKED}_{i}", *_TABLE) for i in range(layers)]
             tables = np.stack(
-                [as_float32(self._array(name), shape, "/".join(name)) for name in names]
+                [as_float32(self._array(name, shape), shape, "/".join(name)) for name in names]
             )
         if (tables != tables[0]).any():
             raise UserError(

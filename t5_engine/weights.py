@@ -89,9 +89,11 @@ class OwnWeights(Weights):
         return orbax_arrays(Folder(f"{self.path}/opt_state")) or {}
 
     def leaf(self, path: Path) -> np.ndarray:
-        array = self._arrays[path]().read()
+        shape, name = leaves(self.config)[path].shape, "/".join(path)
+        stored = self._arrays[path]()
         try:
-            return as_float32(array, leaves(self.config)[path].shape, "/".join(path))
+            refuse_other_shape(name, shape, stored.shape)  # before any memory is asked for
+            return as_float32(stored.read(), shape, name)
         except UserError as error:
             raise UserError(
                 f"checkpoint {self.path} does not fit its model config: {error}"
@@ -131,10 +133,11 @@ def refuse_other_shape(name: str, expected: Sequence[int], got: Sequence[int]) -
 
 def refuse_other_names(where: str, expected: Sequence[str], found: Sequence[str]) -> None:
     """A `UserError` that names the first parameter that is missing, else the first that is too many."""
-    missing = [name for name in expected if name not in set(found)]
+    wanted, there = set(expected), set(found)
+    missing = [name for name in expected if name not in there]
     if missing:
         raise UserError(f"{where}: parameter {missing[0]!r} is missing{_more(missing)}")
-    extra = [name for name in found if name not in set(expected)]
+    extra = [name for name in found if name not in wanted]
     if extra:
         raise UserError(
             f"{where}: parameter {extra[0]!r} is none of T5.1.1's of this size{_more(extra)}"

@@ -38,7 +38,16 @@ TITLES = {
     CHOSEN: "Chosen datasets",
 }
 METRIC_NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1"}
-_ORDER = ("untrained", "warm-up", "warmup", "direct", "channel", "flipped", "flipped_no_ul")
+_ORDER = (
+    "untrained",
+    "pretrained",
+    "warm-up",
+    "warmup",
+    "direct",
+    "channel",
+    "flipped",
+    "flipped_no_ul",
+)
 _AVERAGED = (
     "value", "low", "high", "templates_low", "templates_high", "median", "min", "max", "std", "chance", "majority",
     "drop", "drop_low", "drop_high",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from flipped_core.markdown import escape
 from flipped_eval.report import tables
+from flipped_eval.report.answer import answer
 from flipped_eval.report.content import LABELS, TITLES, Report, notes, short
 from flipped_eval.report.tables import Cell, Line
 
@@ -20,6 +21,8 @@ def render(report: Report) -> str:
             "> **Made-up data.** These numbers come from the small invented world that ships with this project, not "
             "from the real datasets. They must not be compared with published figures."
         )
+    if (found := answer(report)) is not None:
+        parts += [f"## {escape(found.question)}", escape(found.sentences)]
     parts += ["## Means", _grid(report, tables.suites_table(report), "suite")]
     parts.append("Percent; in brackets the 95% interval over examples.")
     parts += _published(report)

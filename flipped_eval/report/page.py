@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 from flipped_core.files import Json
 from flipped_eval.aggregates import SUBSTITUTES
 from flipped_eval.report import plots, tables
+from flipped_eval.report.answer import answer
 from flipped_eval.report.content import (
     LABELS,
     METRIC_NAMES,
@@ -54,10 +55,12 @@ def render(report: Report) -> str:
     text = environment.get_template("report.html").render(
         report=report,
         style=Markup(style),
+        answer=answer(report),
         headline=headline(report),
         sections=[section(report, suite) for suite in report.suites() if suite != LABELS],
         labels=_labels(report) if LABELS in report.suites() else None,
-        differences=tables.differences_table(report),
+        differences=tables.main_differences(report),
+        other_differences=tables.other_differences(report),
         confusions=tables.confusions(report),
         worst=_worst(report),
         training=_training(report),

@@ -105,6 +105,69 @@ def marks(
     return _twice(name, title, words, draw, height=height, legend=count + 1)
 
 
+def drops(
+    name: str,
+    title: str,
+    series: Mapping[str, tuple[Point, Point]],
+    colours: Mapping[str, int],
+    chance: float,
+    axis: str,
+) -> Markup:
+    """For each method an arrow from one number to another, and how far it goes.
+
+    Args:
+      name, title: as in `marks`.
+      series: method -> (before, after), in percent; the interval of the second is drawn.
+      colours: method -> the index of its colour.
+      chance: percent.
+      axis: the name of the horizontal axis.
+    """
+
+    def draw(axes: Axes, narrow: bool) -> None:
+        axes.axvline(chance, color=_INK, linewidth=1.2, label="chance")
+        for row, (method, (before, after)) in enumerate(series.items()):
+            colour = method_colour(colours[method])
+            axes.annotate(
+                "",
+                xy=(after.value, row),
+                xytext=(before.value, row),
+                arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 4, "alpha": 0.45},
+            )
+            if after.low is not None and after.high is not None:
+                axes.plot([after.low, after.high], [row + 0.24] * 2, color=colour, linewidth=1.4)
+            axes.scatter(
+                [before.value],
+                [row],
+                s=62,
+                color=_PAPER,
+                edgecolors=colour,
+                linewidths=1.8,
+                zorder=3,
+            )
+            axes.scatter([after.value], [row], s=62, color=colour, linewidths=1.8, zorder=4)
+            text = f"{after.value - before.value:+.1f}".replace("-", "−")
+            middle = (before.value + after.value) / 2
+            axes.annotate(
+                text, (middle, row - 0.14), ha="center", va="bottom", color=_INK, weight="bold"
+            )
+        axes.scatter(
+            [], [], s=62, color=_PAPER, edgecolors=_MUTED, linewidths=1.8, label="original words"
+        )
+        axes.scatter([], [], s=62, color=_MUTED, label="renamed (95% interval below)")
+        axes.set_ylim(len(series) - 0.5, -0.6)
+        axes.set_yticks(range(len(series)), list(series))
+        axes.set_xlim(0, 100)
+        axes.set_xlabel(axis)
+        axes.grid(axis="x", color=_RULE, linewidth=0.8)
+
+    words = ". ".join(
+        f"{method}: {before.value:.1f} with original words, {after.value:.1f} renamed"
+        for method, (before, after) in series.items()
+    )
+    words = f"chance {chance:.1f}. {words}"
+    return _twice(name, title, words, draw, height=0.95 + 0.5 * len(series), legend=3)
+
+
 def _in_words(
     rows: Sequence[str], series: Mapping[str, Sequence[Mark]], chance: Sequence[float | None]
 ) -> str:

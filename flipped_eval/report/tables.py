@@ -24,6 +24,10 @@ from flipped_eval.report.content import (
 )
 from mixtures.suites import ORIGINAL
 
+FLIPPED = "flipped"
+# Labels of runs that were not trained on the tasks begin with one of these.
+STARTS = ("untrained", "pretrained")
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -329,6 +333,23 @@ def differences_table(report: Report) -> list[Difference]:
         key = tuple(row[name] for name in ("first", "second", "suite", "metric", "label_set"))
         lines.append(replace(_difference(row, what), lines=tuple(tasks.get(key, ()))))
     return lines
+
+
+def main_differences(report: Report) -> list[Difference]:
+    """The pairs that matter: FLIPPED against each other training; all pairs where there is no FLIPPED."""
+    every = differences_table(report)
+    return [one for one in every if _matters(one)] or every
+
+
+def other_differences(report: Report) -> list[Difference]:
+    """The pairs that `main_differences` leaves out."""
+    main = main_differences(report)
+    return [one for one in differences_table(report) if one not in main]
+
+
+def _matters(one: Difference) -> bool:
+    others = [name for name in (one.first, one.second) if name != FLIPPED]
+    return len(others) == 1 and not others[0].startswith(STARTS)
 
 
 def _difference(row: Json, what: str) -> Difference:

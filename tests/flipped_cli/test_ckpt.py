@@ -174,6 +174,7 @@ def test_mistakes_are_told_in_one_line(
     assert "unknown dtype 'float16'" in mistake(
         "export", "--to", "hf", "--dtype", "float16", made, out
     )
+    (tmp_path / "t5x" / "spiece.model").unlink()
     assert "--vocab: expected the SentencePiece model" in mistake(
         "export", "--to", "hf", tmp_path / "t5x", out
     )

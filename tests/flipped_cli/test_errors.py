@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from flipped_cli import errors
 from flipped_cli.main import main
+from t5_engine import launch
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RTE = {"premise": "A cat sat.", "hypothesis": "A cat stood.", "idx": 0, "label": 1}
@@ -149,8 +150,9 @@ def test_another_run_in_the_folder_is_refused(tmp_path: pathlib.Path) -> None:
         steps=10,
         batch_size=2,
         learning_rate=1,
-        vocab_path="v.model",
+        vocab_path=str(tmp_path / "v.model"),
     )
+    (tmp_path / "v.model").write_bytes(b"pieces")
     provenance.open_run(dataclasses.replace(run, mixture="channel_train"), "gin")
     provenance.open_run(run, "gin")  # nothing has been trained there yet
     (tmp_path / provenance.CHECKPOINTS / "10").mkdir(parents=True)
@@ -182,3 +184,11 @@ def test_a_full_disk_behind_the_output_is_one_line() -> None:
             )
         assert result.returncode == 2
         assert result.stderr == "error: cannot write what is printed: No space left on device\n"
+
+
+def test_a_missing_process_is_no_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    """The launch files start a job again unless it ended with 2."""
+    code = errors.run(lambda _: launch.start("127.0.0.1:9", 2, 1, timeout=0.5), [])
+    assert code == 75
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and err.startswith("error: process 0 of 2, the coordinator at"), err

@@ -165,6 +165,65 @@ def test_the_job_goes_on_from_gin_with_what_was_scored(done, trained):
     assert len(list((done / "scores").iterdir())) == 1
 
 
+def test_results_name_where_the_recipe_was_read(done, trained):
+    [run] = [run for run in results.results_of(done)["runs"] if run["label"] == "direct flipped"]
+    assert run["sources"] == {
+        "method": "given",
+        "lengths": "run.json",
+        "input_eos": "run.json",
+        "vocab_path": "run.json",
+    }
+    told = (done / "told.txt").read_text()
+    assert f"{trained[0]}: method direct, flipped (given); at most 96 inputs and 32 targets" in told
+
+
+def cut_to(source: pathlib.Path, out: pathlib.Path, rows: int) -> str:
+    """A Hugging Face folder with fewer rows, as `resize_token_embeddings` leaves it."""
+    import safetensors.numpy
+
+    out.mkdir()
+    (out / "spiece.model").write_bytes((source / "spiece.model").read_bytes())
+    tensors = safetensors.numpy.load_file(source / "model.safetensors")
+    for name in ("shared.weight", "lm_head.weight"):
+        tensors[name] = tensors[name][:rows].copy()
+    safetensors.numpy.save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
+    return str(out)
+
+
+def test_an_export_is_asked_as_it_was_trained(tmp_path, trained, vocab_path, monkeypatch):
+    """From any folder, by all commands, and with the rows that the vocabulary's ids need."""
+    monkeypatch.chdir(tmp_path)
+    assert (
+        call("ckpt", "export", "--to", "hf", trained[1], "hf", "--vocab", vocab_path).exit_code == 0
+    )
+    told = call("eval", "--checkpoint", "hf", "--suite", RTE, "--output", "out", "--plan")
+    assert told.exit_code == 0, told.output
+    said = r"hf: method flipped, at most 96 inputs and 32 targets tokens, inputs with </s> \(.*/hf/recipe.json\)"
+    assert re.search(said, told.output), told.output
+    assert "recipe: hf: method flipped" in call("ckpt", "info", "hf").output
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "- flipped\n" in card and "at most 96 tokens" in card
+    asked = ("--template", "{{input}} Good or bad?", "--input", "Fine.", "--choices", "good", "bad")
+    assert '"logprobs"' in call("score", "--checkpoint", "hf", *asked).output
+
+    ids = 500  # 400 pieces and 100 sentinels; 512 rows
+    resized = cut_to(tmp_path / "hf", tmp_path / "resized", ids)
+    words = ("eval", "--checkpoint", resized, "--suite", RTE, "--output", "out", "--plan")
+    told = call(*words)
+    assert told.exit_code == 2
+    assert "resized does not record its method, lengths, end of inputs" in told.output
+    told = call(*words, "--methods", "direct", "--inputs", "96", "--targets", "32", "--eos")
+    assert told.exit_code == 0, told.output
+    assert call("ckpt", "import", "--from", "hf", resized, "ours").exit_code == 0
+    short = cut_to(tmp_path / "hf", tmp_path / "short", ids - 1)
+    told = call("ckpt", "import", "--from", "hf", short, "theirs")
+    assert (
+        told.exit_code == 2 and "needs 500 rows of the embedding, the model has 499" in told.output
+    )
+
+
 def test_the_report_command(done, trained, tmp_path):
     told = call("report", str(done), "--output", str(tmp_path), "--title", "Kettles & co.")
     assert told.exit_code == 0, told.output
@@ -247,24 +306,28 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path, trained, vocab_path
     train_vocabulary(warmup_texts(0, 300), small, size=250)
     bare = save(tmp_path / "bare", vocab_path, 0)
     out = ["--suite", RTE, "--output", str(tmp_path / "out")]
+    rest = ["--inputs", "96", "--targets", "32", "--eos"]
     for words, message in (
         (
             ["--checkpoint", trained[0], "--vocab", str(other)],
             "was trained with .*small.model, and .*other.model is",
         ),
         (
-            ["--checkpoint", bare, "--methods", "direct", "--vocab", str(other)],
-            "other.model has 896 ids .* has 512",
+            ["--checkpoint", bare, "--methods", "direct", "--vocab", str(other), *rest],
+            "other.model has 800 ids .* has 512",
         ),
         (
-            ["--checkpoint", bare, "--methods", "direct", "--vocab", str(small)],
-            "small.model has 384 ids .* has 512",
+            ["--checkpoint", bare, "--methods", "direct", "--vocab", str(small), *rest],
+            "small.model has 350 ids .* has 512",
         ),
         (
-            ["--checkpoint", bare, "--methods", "direct"],
-            "VOCAB_PATH is not given, and .*bare has no run.json",
+            ["--checkpoint", bare, "--methods", "direct", *rest],
+            "bare does not record its vocabulary: give --gin.VOCAB_PATH=… .flipped eval: --vocab",
         ),
-        (["--checkpoint", bare, "--vocab", vocab_path], "METHOD is not given"),
+        (
+            ["--checkpoint", bare, "--vocab", vocab_path],
+            "bare does not record its method, lengths, end of inputs .*: give --gin.METHOD=… .*--methods",
+        ),
     ):
         told = call("eval", *words, *out)
         assert told.exit_code == 2 and re.search(f"^error: .*{message}", told.output), told.output
@@ -274,14 +337,19 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path, trained, vocab_path
 
 def test_a_checkpoint_that_does_not_fit_its_model_is_refused(tmp_path, vocab_path):
     """Its `about` tells another width than its arrays have; or a part of an array is gone."""
+    from t5_engine import checksums
+
     folder = pathlib.Path(
-        save(tmp_path / "wide", vocab_path, 0, mixture="direct_train", vocab_path=vocab_path)
-    )
+        save(
+            tmp_path / "wide", vocab_path, 0, mixture="direct_train", vocab_path=vocab_path,
+            lengths={"inputs": 96, "targets": 32},
+        )
+    )  # fmt: skip
     [about] = folder.glob("checkpoints/3/about/metadata")
     description = json.loads(about.read_text())
     description["model"]["emb_dim"] = 32
     about.write_text(json.dumps(description, separators=(",", ":")))
-    (about.parents[1] / "checksums.json").unlink()  # as in a checkpoint from elsewhere
+    checksums.write(about.parents[1])  # as if it had been saved like that
     words = ["eval", "--checkpoint", str(folder), "--suite", RTE, "--output", str(tmp_path / "out")]
     told = call(*words)
     message = r"error: checkpoint .*wide/checkpoints/3 does not fit its model config: .*: expected .*32.*, got .*16.*\n"
@@ -290,6 +358,7 @@ def test_a_checkpoint_that_does_not_fit_its_model_is_refused(tmp_path, vocab_pat
     about.write_text(json.dumps(description))
     for file in folder.glob("checkpoints/3/params/**/d/*"):
         file.write_bytes(file.read_bytes()[:-64])
+    checksums.write(about.parents[1])
     told = call(*words)
     assert told.exit_code == 2 and re.fullmatch("error: .*cannot be read: .*\n", told.output), (
         told.output

@@ -13,6 +13,7 @@ from flipped_cli import model_card
 from flipped_core.errors import UserError
 from flipped_core.sealed import write_sealed
 from flipped_eval.keys import fingerprint
+from flipped_eval.recipes import Recipe, method_of
 from flipped_eval.results import FORMAT
 from mixtures.catalog import TRAINING
 from t5_engine import config as sizes
@@ -50,6 +51,21 @@ RECIPE: dict[str, Any] = {
     "task_modules": [],
 }
 RUN = {"recipe": RECIPE, "versions": {"jax": "0.10.2"}, "git_commit": "abc123"}
+
+
+def trained(run: dict[str, Any]) -> Recipe:
+    """What `recipes.find` makes of a run's file."""
+    if not run:
+        return Recipe("runs/a")
+    recipe = {"model": T5Config(), "model_dir": "runs/a", **run["recipe"]}
+    return Recipe(
+        "runs/a",
+        method=method_of(recipe["mixture"]),
+        lengths=recipe["lengths"],
+        input_eos=recipe["input_eos"],
+        run=recipe,
+        run_content=run,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +145,9 @@ def sections(card: str) -> dict[str, str]:
 
 
 def test_a_card_of_a_run_with_results(weights: InMemory):
-    card = model_card.write_card("name of it", weights, RUN, {}, results_for(weights), "tiny")
+    card = model_card.write_card(
+        "name of it", weights, trained(RUN), {}, results_for(weights), "tiny"
+    )
     head = yaml.safe_load(card.split("---\n")[1])
     assert head["library_name"] == "transformers"
     found = sections(card)
@@ -165,7 +183,7 @@ def test_a_card_of_a_run_with_results(weights: InMemory):
 
 def test_what_is_not_known_is_called_unknown(weights: InMemory):
     origin = {"command": "flipped ckpt import"}
-    found = sections(model_card.write_card("name", weights, {}, origin, None, "tiny"))
+    found = sections(model_card.write_card("name", weights, trained({}), origin, None, "tiny"))
     assert list(found) == SECTIONS
     assert "unknown here" in found["Model description"]
     assert found["Training procedure"].strip().startswith("Unknown")
@@ -186,7 +204,7 @@ def test_cards_of_other_runs(weights: InMemory):
         "task_modules": ["/home/someone/own_tasks.py"],
         "warmup_steps": 50,
     }
-    card = model_card.write_card("name", weights, {"recipe": recipe}, {}, None, "tiny")
+    card = model_card.write_card("name", weights, trained({"recipe": recipe}), {}, None, "tiny")
     found = sections(card)
     assert "each possible\nanswer" in found["Model description"]
     assert "add_special_tokens=False" in found["How to use"]
@@ -198,7 +216,7 @@ def test_cards_of_other_runs(weights: InMemory):
     assert "own_tasks.py" in found["Training data"] and "imdb" not in found["Training data"]
     assert "/home" not in card
     channel = {**RECIPE, "mixture": "channel_train"}
-    card = model_card.write_card("name", weights, {"recipe": channel}, {}, None, "tiny")
+    card = model_card.write_card("name", weights, trained({"recipe": channel}), {}, None, "tiny")
     assert "choices, [prompt] * len(choices)" in sections(card)["How to use"]
 
 
@@ -258,8 +276,10 @@ def test_text_from_outside_is_no_markup_in_the_card(weights: InMemory):
     found["counts"].append({**found["counts"][0], "suite": evil, "task": evil, "split": evil})
     found["not_run"][0]["task"] = evil
     run = {"recipe": recipe, "versions": {evil: evil}, "git_commit": evil}
-    card = model_card.write_card(evil, weights, run, {"command": evil}, found, evil)
-    plain = model_card.write_card("name", weights, RUN, {"command": "x"}, results_for(weights), "t")
+    card = model_card.write_card(evil, weights, trained(run), {"command": evil}, found, evil)
+    plain = model_card.write_card(
+        "name", weights, trained(RUN), {"command": "x"}, results_for(weights), "t"
+    )
     elements, ours = (_structure(text) for text in (card, plain))
     assert set(elements) - set(ours) <= {"text_special"}
     assert "<img src=x>" in "".join(elements["text"] + elements["code_inline"])

@@ -10,12 +10,14 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+from etils import epath
 
 from flipped_cli import gin_config, provenance
 from flipped_cli.options import run_of, settings_options
 from flipped_cli.runs import EvalRun, TrainRun
 from flipped_core import settings
 from flipped_core.errors import UserError
+from flipped_eval.recipes import read_run
 from t5_engine.config import T5Config
 
 TRAIN = ("gin/models/tiny.gin", "gin/recipes/direct.gin", "gin/runs/train.gin")
@@ -55,6 +57,21 @@ def of_options(*words: str) -> EvalRun:
 def test_false_is_false_however_it_is_written(text: str) -> None:
     assert of_eval(f"LENGTH_NORMALIZE={text}").length_normalize is False
     assert of_train(f"FSDP={text}", f"INPUT_EOS={text}").input_eos is False
+
+
+def test_booleans_in_gin_files(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "own.gin"
+    for text in ("true", "TRUE", "True"):
+        file.write_text(f"\ufeffFSDP = {text}  # a comment\nINPUT_EOS={text}\n")
+        assert of_train(files=(*TRAIN, str(file))).fsdp is True
+    file.write_text("FSDP = false\nTrainRun.input_eos = FALSE\nDATA_DIR = 'a = true'\n")
+    run = of_train(files=(*TRAIN, str(file)))
+    assert (run.fsdp, run.input_eos, run.data_dir) == (False, False, "a = true")
+    file.write_text("FSDP = yes\n")
+    with pytest.raises(
+        UserError, match="own.gin: not gin syntax: a text needs quotes, line 1: FSDP = yes"
+    ):
+        of_train(files=(*TRAIN, str(file)))
 
 
 def test_true_in_lower_case_is_true() -> None:
@@ -109,7 +126,9 @@ def test_tilde_is_expanded_in_every_path(monkeypatch: pytest.MonkeyPatch) -> Non
         for one in settings.declared(cls).values()
         if one.setting.path
     ]
-    assert len(paths) == 11
+    assert {"model_dir", "vocab_path", "data_dir", "checkpoint_path", "task_modules"} < {
+        one.name for one in paths
+    }
     for one in paths:
         found = settings.checked(one, "~/a/b")
         assert found in ("/home/me/a/b", ("/home/me/a/b",)), one.name
@@ -244,7 +263,10 @@ def test_choices_are_those_of_the_code_that_takes_them() -> None:
 
 
 def written(tmp_path: pathlib.Path, **changes: Any) -> TrainRun:
-    run = dataclasses.replace(of_train(f"MODEL_DIR={tmp_path}"), **changes)
+    vocabulary = tmp_path / "v.model"
+    vocabulary.write_bytes(b"pieces")
+    run = of_train(f"MODEL_DIR={tmp_path}", f"VOCAB_PATH={vocabulary}")
+    run = dataclasses.replace(run, **changes)
     provenance.open_run(run, "gin")
     (tmp_path / provenance.CHECKPOINTS / "1").mkdir(parents=True, exist_ok=True)
     return run
@@ -257,11 +279,16 @@ def test_run_json_gives_back_the_run(tmp_path: pathlib.Path) -> None:
         "task_modules": ("x.py",),
     }
     run = written(tmp_path, **changes)
-    recipe = provenance.read_recipe(str(tmp_path))
+    recipe = read_run(epath.Path(tmp_path / "run.json"), partial=False)
+    assert recipe["vocab_path"] == "spiece.model"  # the copy beside it
+    assert (tmp_path / "spiece.model").read_bytes() == b"pieces"
     local = {
-        name
-        for name, one in settings.declared(TrainRun).items()
-        if one.setting.resume is settings.Resume.LOCAL
+        "vocab_path",
+        *(
+            name
+            for name, one in settings.declared(TrainRun).items()
+            if one.setting.resume is settings.Resume.LOCAL
+        ),
     }
     assert {n: v for n, v in recipe.items() if n not in local} == {
         field.name: getattr(run, field.name)
@@ -293,13 +320,17 @@ OLD = {
 }  # fmt: skip
 
 
-def test_run_files_of_older_versions_resume(tmp_path: pathlib.Path) -> None:
+def test_run_files_of_older_versions_resume(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without `exclude_templates` and the settings that are recorded since."""
     run = of_train(f"MODEL_DIR={tmp_path}")
     model = {k: v for k, v in run.model.to_dict().items() if k != "matching_init"}
     text = json.dumps({"recipe": {**OLD, "model": model}, "versions": {}, "git_commit": None})
     (tmp_path / "run.json").write_text(text)
     (tmp_path / provenance.CHECKPOINTS / "1").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "v.model").write_bytes(b"pieces")
     provenance.open_run(run, "gin")
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(UserError, match="its exclude_templates is None, got {'qasc': "):
@@ -327,7 +358,7 @@ def test_a_run_file_with_odd_fields_is_one_line(
 ) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"recipe": {**OLD, **change}}))
     with pytest.raises(UserError, match=message) as caught:
-        provenance.read_recipe(str(tmp_path))
+        read_run(epath.Path(tmp_path / "run.json"), partial=True)
     assert "\n" not in str(caught.value)
 
 
@@ -335,7 +366,7 @@ def test_a_run_file_with_odd_fields_is_one_line(
 def test_a_run_file_that_is_none_is_one_line(tmp_path: pathlib.Path, text: str) -> None:
     (tmp_path / "run.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match="run.json") as caught:
-        provenance.read_recipe(str(tmp_path))
+        read_run(epath.Path(tmp_path / "run.json"), partial=True)
     assert "\n" not in str(caught.value)
 
 

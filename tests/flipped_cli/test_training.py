@@ -61,6 +61,13 @@ def test_train_resume_refuse(tmp_path: pathlib.Path, vocab_path: str) -> None:
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
 
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="already at step 3: expected at least that, got 2"):
+        run(folder, vocab_path, TRAIN_STEPS=2)
+    assert int(run(folder, vocab_path, TRAIN_STEPS=3, LOG_PERIOD=9).step) == 3  # nothing to do
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
+    assert (folder / "spiece.model").read_bytes() == pathlib.Path(vocab_path).read_bytes()
+
     with pytest.raises(UserError, match="holds another run: its batch_size is 4, got 8") as caught:
         run(folder, vocab_path, TRAIN_STEPS=4, BATCH_SIZE=8)
     assert "\n" not in str(caught.value)

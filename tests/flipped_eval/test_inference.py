@@ -172,13 +172,21 @@ def test_loading(
     with pytest.raises(UserError, match="no checkpoint at .*: expected"):
         Model.load(tmp_path)
     exchange.save(tmp_path, params, config, 0)
-    with pytest.raises(UserError, match="has no run.json that names one"):
+    with pytest.raises(
+        UserError, match="does not record its lengths, end of inputs .*, vocabulary: give --inputs"
+    ):
         Model.load(tmp_path)
+    asked: dict[str, Any] = {"lengths": {"inputs": 512, "targets": 128}, "input_eos": True}
     other = tmp_path / "other.model"
     train_vocabulary(warmup_texts(0, 300), other, size=250)
-    with pytest.raises(UserError, match="other.model has 384 ids .* has 512"):
-        Model.load(tmp_path, vocab=str(other))
-    recipe = {"mixture": "channel_train", "vocab_path": small_vocab_path, "input_eos": False}
+    with pytest.raises(UserError, match="other.model has 350 ids .* has 512"):
+        Model.load(tmp_path, vocab=str(other), **asked)
+    recipe = {
+        "mixture": "channel_train",
+        "vocab_path": small_vocab_path,
+        "input_eos": False,
+        "lengths": asked["lengths"],
+    }
     (tmp_path / "run.json").write_text(json.dumps({"recipe": recipe}), encoding="utf-8")
     question = Question("a fine pan", ("good", "bad"), REVIEW)
     expected = Model(config, params, Vocabulary.from_file(small_vocab_path), input_eos=False).score(
@@ -198,7 +206,7 @@ def test_a_vocabulary_that_does_not_fit(
     params: Any, config: T5Config, vocabulary: Vocabulary
 ) -> None:
     small = config.replace(vocab_size=256)
-    with pytest.raises(UserError, match="vocabulary: it has 512 rows .* model has 256"):
+    with pytest.raises(UserError, match="vocabulary: it has 500 ids .* model has 256"):
         Model(small, params, vocabulary)
 
 

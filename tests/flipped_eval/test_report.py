@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
+import itertools
 import json
 import re
 import shutil
@@ -13,7 +15,7 @@ from markdown_it import MarkdownIt
 from flipped_cli.report_command import report as report_command
 from flipped_core.errors import UserError
 from flipped_eval import results as stored
-from flipped_eval.report import write_report
+from flipped_eval.report import answer, tables, write_report
 from flipped_eval.report.content import collect, read_training
 from flipped_eval.report.tables import points
 
@@ -342,6 +344,50 @@ def test_differences_between_folders_are_paired(real):
     assert mean["difference"] == pytest.approx(values["flipped"] - values["direct"], abs=1e-5)
     assert "Do the methods differ?" in (real / "report.html").read_text()
     assert "## Differences" in (real / "report.md").read_text()
+
+
+def test_the_answer_about_renamed_labels_comes_first(real):
+    page, text = (real / "report.html").read_text(), (real / "report.md").read_text()
+    assert page.index('id="answer"') < page.index('id="headline"')
+    assert text.index(answer.QUESTION) < text.index("## Means")
+    report = json.loads((real / "report.json").read_text())
+    drops = {
+        row["method"]: row["drop"] for row in report["results"]
+        if (row["suite"], row["task"], row["metric"]) == ("labels", None, "macro_f1") and "drop" in row
+    }  # fmt: skip
+    less = (
+        "FLIPPED loses less than DIRECT"
+        if drops["flipped"] < drops["direct"]
+        else "FLIPPED loses no less"
+    )
+    assert less in page
+    for drop in drops.values():
+        assert points(-drop) in page
+
+
+def test_without_renamed_labels_there_is_no_such_question(tmp_path):
+    write_report([results()], tmp_path)
+    assert 'id="answer"' not in (tmp_path / "report.html").read_text()
+
+
+def test_the_pairs_with_flipped_are_shown_and_the_others_folded(tmp_path):
+    labels = ("untrained", "direct", "flipped", "flipped_no_ul")
+    both = [results(label) for label in labels]
+    both[0]["comparisons"] = []
+    report = collect(both)
+    pairs = list(itertools.combinations(labels, 2))
+    comparisons = [
+        {"first": first, "second": second, "suite": "nlp14", "task": None, "template": None, "metric": "accuracy",
+         "label_set": "original", "difference": 0.1, "low": 0.0, "high": 0.2, "p": 0.04, "n": 20}
+        for first, second in pairs
+    ]  # fmt: skip
+    report = dataclasses.replace(report, comparisons=comparisons)
+    main = [(one.first, one.second) for one in tables.main_differences(report)]
+    other = [(one.first, one.second) for one in tables.other_differences(report)]
+    assert main == [("direct", "flipped"), ("flipped", "flipped_no_ul")]
+    assert sorted(main + other) == sorted(pairs)
+    without = dataclasses.replace(report, comparisons=[comparisons[0]])
+    assert len(tables.main_differences(without)) == 1
 
 
 def test_the_page_shows_confusion_drops_and_the_worst_examples(real):

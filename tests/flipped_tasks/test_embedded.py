@@ -11,7 +11,7 @@ import pytest
 
 from flipped_core.errors import UserError
 from flipped_tasks import embedded
-from flipped_tasks.embedded import scenes, text_rows, unseen_rows, words
+from flipped_tasks.embedded import qa_rows, scenes, text_rows, unseen_rows, warmup, words
 
 ALL_SPLITS = [
     (dataset, split) for dataset, sizes in embedded.SPLIT_SIZES.items() for split in sizes
@@ -155,11 +155,63 @@ def test_the_warm_up_and_the_training_rows_call_no_generator_of_an_unseen_task(m
     assert {"inference", "rte", "copa", "wic", "cause_and_effects"} <= set(functions)
     for name in functions:
         monkeypatch.setattr(unseen_rows, name, refused)
-    assert len(list(embedded.warmup_texts(11, 3000))) == 3000
+    for lists in (False, True):
+        assert len(list(embedded.warmup_texts(11, 3000, lists))) == 3000
     for dataset in catalog.TRAINING:
         assert embedded.generate(dataset, "train")
     with pytest.raises(AssertionError, match="evaluation task"):
         embedded.generate("anli", "dev_r1")
+
+
+def test_no_text_of_the_pre_training_holds_the_instruction_of_a_template():
+    from flipped_tasks.datasets import dataset_names, usable_templates
+    from flipped_tasks.promptsource import load_template
+    from flipped_tasks.rendering import Rendered, compile_template
+    from mixtures import catalog
+
+    assert catalog.TRAINING, "importing the catalog registers its datasets"
+    rng = random.Random(0)
+    spans = set()
+    for dataset in dataset_names():
+        if dataset not in embedded.SPLIT_SIZES:
+            continue
+        row = embedded.generate(dataset, next(iter(embedded.SPLIT_SIZES[dataset])))[0]
+        for name in usable_templates(dataset):
+            rendered = compile_template(load_template(dataset, name)).render(row, rng)
+            if isinstance(rendered, Rendered):
+                parts = (part for part in rendered.segments if part.kind == "instruction")
+                spans.update(" ".join(part.text.lower().split()) for part in parts)
+    # Shorter ones are turns of phrase, such as "In other words,".
+    instructions = [span for span in spans if len(span.split()) > 3]
+    assert len(instructions) > 200
+    texts = "\n".join(
+        " ".join(text.lower().split())
+        for lists in (False, True)
+        for text in embedded.warmup_texts(5, 4000, lists)
+    )
+    assert [span for span in instructions if span in texts] == []
+
+
+def test_beside_a_list_right_and_wrong_answers_are_mostly_listed_and_not_always():
+    """So that neither a right answer somewhere in the text nor a listed one gives the mark away."""
+    rng = random.Random(2)
+    listed = {"good": [], "bad": []}
+    for _ in range(4000):
+        text = warmup.marked_beside_list(rng)
+        before, after = text.split("\t")
+        told, given = before.split("\noutput: ")
+        if given not in qa_rows.LETTERS:
+            listed[after.split()[-1]].append(f" {given}" in told.replace("\n", " "))
+    for found in listed.values():
+        assert 0.65 < sum(found) / len(found) < 0.95
+
+
+def test_a_gap_is_filled_by_the_given_answer():
+    rng = random.Random(4)
+    for _ in range(300):
+        before, word = warmup.recalled(rng).split("\t")
+        assert before.count(warmup.GAP) == 1
+        assert word and "\noutput: " in before
 
 
 def test_the_laws_of_quantities_tell_both_directions():

@@ -57,6 +57,17 @@ def test_a_tab_parts_a_text_and_what_comes_after_it(small_vocab_path):
     assert forms == {"holes", "prefix_lm"}
 
 
+def test_a_sample_for_measuring_has_each_text_with_a_tab_twice(small_vocab_path):
+    vocab = load_vocabulary(small_vocab_path).tokens
+    pairs = warmup.sample_pairs(["no tab", "a question\tits answer"], vocab, 3)
+    (plain, answer), (with_holes, after) = pairs
+    assert plain == [*vocab.encode("a question"), vocab.eos]
+    assert answer == [*vocab.encode("its answer"), vocab.eos]
+    assert after == [vocab.sentinel(0), *answer]
+    assert [token for token in with_holes if token < vocab.sentinel(99)] == plain
+    assert pairs == warmup.sample_pairs(["no tab", "a question\tits answer"], vocab, 3)
+
+
 def test_both_objectives_keep_every_id_of_the_text(small_vocab_path):
     vocab = load_vocabulary(small_vocab_path)
     sources = [vocab.encode(text) for text in texts()]

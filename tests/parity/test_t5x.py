@@ -23,6 +23,7 @@ from t5_engine import config as sizes
 from t5_engine import exchange, losses, optimizer, t5x_format
 from t5_engine.config import T5Config
 from t5_engine.model import T5, init_params, unstack
+from t5_engine.stored_arrays import HeldArray
 from t5_engine.t5x_format import T5XWeights
 from t5_engine.weights import OwnWeights, to_params
 
@@ -207,10 +208,11 @@ def test_loss_and_adafactor_over_ten_steps(trained: Any) -> None:
     """The comparison at each step is in the fixture; here the state of the optimizers after the last one."""
     state, _, ours_state = trained
     theirs = flatten_dict(state.state_dict()["state"]["param_states"])
-    found = {path: functools.partial(_Held, np.asarray(a)) for path, a in theirs.items()}
+    found = {path: functools.partial(_held, path, np.asarray(a)) for path, a in theirs.items()}
     from t5_engine import t5x_adafactor
 
-    moments = t5x_adafactor.moments_in_t5x(found)
+    shapes = t5x_format.parameter_shapes(CONFIG)
+    moments = t5x_adafactor.moments_in_t5x(found, shapes.__getitem__)
     converted = t5x_adafactor.to_ours(CONFIG, int(state.step), moments)
 
     def compare(path: Any, ours: Any, theirs: Any) -> None:
@@ -220,12 +222,8 @@ def test_loss_and_adafactor_over_ten_steps(trained: Any) -> None:
     jax.tree_util.tree_map_with_path(compare, ours_state, converted)
 
 
-class _Held:
-    def __init__(self, value: np.ndarray) -> None:
-        self._value = value
-
-    def read(self) -> np.ndarray:
-        return self._value
+def _held(path: Any, value: np.ndarray, *, fill_missing: bool = False) -> HeldArray:
+    return HeldArray("/".join(path), value)
 
 
 @contextlib.contextmanager

@@ -100,7 +100,10 @@ def restored_elsewhere(folder: pathlib.Path, state: TrainState, layouts: Any) ->
 
 
 def resumable_after_damage(folder: pathlib.Path, state: TrainState) -> dict[str, Any]:
-    """Saves three steps, damages a file of the newest that only the last process reads, and asks where to resume."""
+    """Saves three steps, damages a file of the newest that only the last process reads, and asks where to resume.
+
+    Returns what this process found by itself ("damage") and, asking the others, takes ("resumable", "loaded").
+    """
     store = checkpoints.Checkpoints(folder / "damaged")
     for step in (1, 2, 3):
         store.save(step, state.params, state.opt_state, CONFIG, "adafactor")
@@ -108,14 +111,19 @@ def resumable_after_damage(folder: pathlib.Path, state: TrainState) -> dict[str,
     if jax.process_index() == 0:
         names = sorted(json.loads((store.folder / "3" / "checksums.json").read_text()))
         mine = names[jax.process_count() - 1 :: jax.process_count()]
-        largest = max((store.folder / "3" / name for name in mine), key=lambda p: p.stat().length)
+        # Parameters, which evaluation reads too; the names are random, and so is who reads the other files.
+        params = [store.folder / "3" / name for name in mine if name.startswith("params/")]
+        largest = max(params, key=lambda path: path.stat().length)
         content = bytearray(largest.read_bytes())
         content[len(content) // 2] ^= 4
         largest.write_bytes(content)
     processes.agree()
+    share = (processes.index(), processes.count())
+    damage = checkpoints.damage(store.folder / "3", share=share)
     resumable = store.resumable()
     store.close()
-    return {"resumable": resumable, "loaded": checkpoints.find(folder / "damaged").name}
+    loaded = checkpoints.find(folder / "damaged").name
+    return {"damage": damage, "resumable": resumable, "loaded": loaded}
 
 
 def main(folder: pathlib.Path, request: dict[str, Any]) -> None:

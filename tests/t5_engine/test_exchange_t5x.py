@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.server
 import json
 import os
@@ -9,6 +10,7 @@ import pathlib
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -223,6 +225,41 @@ def test_an_array_that_no_memory_holds_is_refused_before_it_is_read(
         with pytest.raises(UserError, match="bytes, which is more than this machine's memory"):
             T5XWeights(out)
         file.write_text(content)
+
+
+@pytest.mark.parametrize(
+    "where, message",
+    [
+        (("state", "step"), "state/step: expected a number of steps, got shape"),
+        (("target", "decoder", "layers_1", "mlp", "wo", "kernel"), "wo/kernel': expected shape"),
+        (("state", "param_states", "token_embedder", "embedding", "m"), "momentum is in use"),
+        (("state", "param_states", "token_embedder", "embedding", "v_row"), "expected at most the"),
+    ],
+)
+def test_an_array_of_another_size_is_refused_before_it_is_read(
+    tmp_path: pathlib.Path, config: T5Config, params: Any, where: Any, message: str
+):
+    """4 GB in chunks of one number, of which missing ones may stand for zeros: hours, if it were read."""
+    zero = np.zeros(1, np.float32)
+    states = {"token_embedder": {"embedding": dict.fromkeys(("v_row", "v_col", "v", "m"), zero)}}
+    tree = tree_of(params, param_states=states)
+    tree["optimizer"]["state"]["step"] = np.int32(0)
+    parent = functools.reduce(lambda node, name: node[name], where[:-1], tree["optimizer"])
+    kvstore = {"driver": "file", "path": "long/"}
+    parent[where[-1]] = {"driver": "zarr", "kvstore": kvstore, "metadata": {}}
+    step = native(tmp_path / "out", tree) / f"checkpoint_{STEP}"
+    step = step.rename(step.with_name("checkpoint_0"))
+    metadata = {"zarr_format": 2, "shape": [2**30], "chunks": [1], "dtype": "<f4", "order": "C"}
+    (step / "long").mkdir()
+    (step / "long" / ".zarray").write_text(
+        json.dumps({**metadata, "compressor": None, "filters": None, "fill_value": 0})
+    )
+    began = time.process_time()
+    with pytest.raises(UserError, match=message):
+        weights = T5XWeights(step)
+        to_params(weights)
+        weights.moments()
+    assert time.process_time() - began < 5
 
 
 def test_the_newest_step_is_taken(tmp_path: pathlib.Path, config: T5Config, params: Any):

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from flipped_core.errors import UserError
+from flipped_core.errors import TemporaryError, UserError
 from t5_engine import launch
 from t5_engine.launch import Group
 
@@ -24,13 +24,14 @@ def address():
         return f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def roll(groups, timeout):
-    """What each of the processes is told, each played by a thread."""
+def roll(groups, timeout, expected=UserError):
+    """What each of the processes is told, each played by a thread; fails on an error of another kind."""
 
     def one(group):
         try:
             launch.call_roll(group, timeout)
         except UserError as error:
+            assert type(error) is expected
             return str(error)
         return "all there"
 
@@ -49,7 +50,7 @@ def test_the_port_is_free_again_at_once(address):
 
 
 def test_who_is_missing_is_named_to_all(address):
-    told = roll([Group(address, 5, index) for index in (0, 1, 3)], 3)
+    told = roll([Group(address, 5, index) for index in (0, 1, 3)], 3, TemporaryError)
     assert len(set(told)) == 1
     assert told[0] == f"processes 2, 4 of 5 did not come up within 3 s at the coordinator {address}"
 
@@ -57,13 +58,13 @@ def test_who_is_missing_is_named_to_all(address):
 def test_hosts_from_which_nobody_came_are_named(address):
     here = socket.gethostname()
     groups = [Group(address, 3, index, (here, "node02", "node03.cluster")) for index in (0, 1)]
-    told = roll(groups, 3)
+    told = roll(groups, 3, TemporaryError)
     assert "process 2 of 3 did not come up" in told[0]
     assert told[0].endswith("; no process came up on node02, node03.cluster")
 
 
 def test_a_missing_coordinator_is_named(address):
-    [told] = roll([Group(address, 2, 1)], 1)
+    [told] = roll([Group(address, 2, 1)], 1, TemporaryError)
     assert f"process 0 of 2, the coordinator at {address}, did not come up within 1 s" in told
 
 
@@ -125,7 +126,7 @@ def test_flags_that_do_not_fit_together_are_named(settings, message):
 
 def test_the_slices_of_missing_processes_are_named(address):
     groups = [Group(address, 4, index, slices=2) for index in (0, 1, 2)]
-    told = roll(groups, 3)
+    told = roll(groups, 3, TemporaryError)
     assert all(line.startswith("process 3 (slice 1) of 4 did not come up") for line in told)
 
 

@@ -123,6 +123,7 @@ def test_a_checkpoint_gives_the_same_numbers_on_any_mesh(trained):
 def test_two_processes_equal_one(trained, tmp_path):
     """Each brings its own rows; FSDP spans both. Damage that one of them finds is known to both."""
     told, other = in_processes(tmp_path / "two", 2, 2, (4, 2, True, 1), damage=True)
+    assert told["damage"] is None and "expected CRC-32" in other["damage"]
     for one in (told, other):
         assert (one["resumable"], one["loaded"]) == (2, "2")
     assert told["devices"] == 4 and told["examples"] == [15]
