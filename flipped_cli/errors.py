@@ -93,7 +93,11 @@ def run(command: Callable[[Sequence[str]], object], arguments: Sequence[str]) ->
       arguments: the words after the name of the program.
     """
     try:
-        command(arguments)
+        try:
+            command(arguments)
+        except SystemExit as end:  # as `--help` ends
+            if end.code:
+                raise
         flush()
     except UserError as error:
         return report(error)
