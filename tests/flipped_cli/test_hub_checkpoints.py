@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from flipped_cli import gin_config, training
+from flipped_cli import gin_config, provenance, training
 from flipped_cli.main import main
 from flipped_cli.runs import TrainRun
 from flipped_core.errors import UserError
@@ -75,6 +75,10 @@ def published(
     torch.save(state, folder / "pytorch_model.bin")
     (folder / "README.md").write_text("never asked for")
     return folder
+
+
+# What such a repository does not record.
+ASKED = ("--inputs", "512", "--targets", "128", "--eos")
 
 
 @pytest.fixture
@@ -159,7 +163,15 @@ def test_ckpt_commands(
 
 
 def test_score_and_generate(server: hub_server.Hub):
-    words = ("--checkpoint", NAME, "--method", "direct", "--input", "The plot never arrives.")
+    words = (
+        "--checkpoint",
+        NAME,
+        "--method",
+        "direct",
+        "--input",
+        "The plot never arrives.",
+        *ASKED,
+    )
     template = ("--template", "Review: {{input}} Good or bad?")
     scored = json.loads(ok("score", *words, *template, "--choices", "bad", "good"))
     assert len(scored["logprobs"]) == 2
@@ -181,6 +193,7 @@ def test_eval_records_the_commit(server: hub_server.Hub, pinned: str, tmp_path: 
         RTE,
         "--max_examples",
         2,
+        *ASKED,
     )
     ok(*words, "--output", tmp_path / "out")
     run_file = json.loads((tmp_path / "out" / "run.json").read_text())
@@ -231,7 +244,8 @@ def test_training_starts_from_a_repository_and_keeps_its_commit(
     assert "pytorch_model.bin" not in server.downloaded() and not (tmp_path / "other").exists()
     train(tmp_path / "run", config, TRAIN_STEPS=1)
     recipe = json.loads((tmp_path / "run" / "run.json").read_text())["recipe"]
-    assert recipe["initial_checkpoint_path"] == recipe["vocab_path"] == pinned
+    assert recipe["initial_checkpoint_path"] == pinned and recipe["vocab_path"] == "spiece.model"
+    assert provenance.read_recipe(str(tmp_path / "run"))["vocab_path"] == pinned
     moved = tmp_path / "moved"
     shutil.copytree(published, moved)
     server.repositories["someone/direct_3B"] = {"main": moved, "old": published}
