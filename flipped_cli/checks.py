@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-import pathlib
-import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
 from flipped_cli.runs import METHODS
 from flipped_core.errors import UserError, unknown
+from flipped_core.paths import check_bucket, is_hub, to_path
+from flipped_core.settings import declared
 
 if TYPE_CHECKING:
     from flipped_tasks.datasets import DatasetSpec
 
 # The texts that the demo's checkpoint is pre-trained on; they are of no method.
 WORLD_TEXTS = ("world_text", "world_text_with_lists")
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
-def check_model_dir(model_dir: str) -> None:
-    """Refuses a bucket, written with one slash too, as what has passed through `pathlib` is."""
-    if _ADDRESS.match(model_dir):
-        raise UserError(
-            f"model_dir: expected a folder that all hosts see, got {model_dir}; mount the bucket as a folder "
-            f"on every host, with Cloud Storage FUSE for instance"
-        )
+def check_paths(run: Any, written: Collection[str] = ()) -> None:
+    """Refuses paths of a run that cannot be reached, before anything slow: of each bucket, within seconds.
+
+    Args:
+      run: a `TrainRun` or `EvalRun`.
+      written: the fields of paths that are written; the others are read.
+    """
+    for name, one in declared(type(run)).items():
+        if not one.setting.path or name == "task_modules":
+            continue
+        value = getattr(run, name)
+        for path in (value,) if isinstance(value, str) else value or ():
+            if not is_hub(path):
+                check_bucket(path, one.label, write=name in written)
 
 
 def check_data_dir(data_dir: str | None) -> None:
     """Refuses a folder that is not there; None stands for the made-up world."""
-    if data_dir is None or "://" in data_dir:  # a bucket tells itself what is missing
-        return
-    if not pathlib.Path(data_dir).is_dir():
+    if data_dir is not None and not to_path(data_dir, "data_dir").is_dir():
         raise UserError(f"data_dir: expected a folder, there is none at {data_dir}")
 
 

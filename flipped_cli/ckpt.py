@@ -12,8 +12,9 @@ import click
 from etils import epath
 
 from flipped_cli import offline, provenance
-from flipped_core import hub
+from flipped_core import files, hub
 from flipped_core.errors import UserError
+from flipped_core.paths import to_path
 from flipped_eval import recipes
 from flipped_eval.recipes import VOCABULARY
 
@@ -65,7 +66,7 @@ def init(out: str, model: str, vocab: str, seed: int) -> None:
         params = jax.jit(lambda key: init_params(settings, key))(jax.random.key(seed))
         exchange.save(folder, params, settings, step=0)
         _write_origin(folder, "init", model=model, seed=seed)
-        manifest.copy(pathlib.Path(vocab), folder / VOCABULARY)
+        manifest.copy(vocab, folder / VOCABULARY)
     click.echo(f"{out}: {model}, {_count(settings):,} parameters, drawn with seed {seed}")
 
 
@@ -174,7 +175,7 @@ def info(checkpoint: str) -> None:
         if file is not None and name.endswith(".json"):
             click.echo(f"{name}: {json.dumps(_read(file), ensure_ascii=False, sort_keys=True)}")
         elif file is not None:
-            click.echo(f"{name}: {file.stat().st_size:,} bytes")
+            click.echo(f"{name}: {file.stat().length:,} bytes")
 
 
 @ckpt.command()
@@ -271,7 +272,7 @@ def _export_hf(
 ) -> None:
     """Writes the files that transformers reads, and the card."""
     from flipped_cli import model_card, quiet, tokenizer_files
-    from t5_engine import huggingface_folder
+    from t5_engine import huggingface_folder, manifest
 
     quiet.import_tensorflow()
     if recipe.vocab_path is None:
@@ -288,7 +289,9 @@ def _export_hf(
         results,
         _size_name(weights.config),
     )
-    tokenizer_files.write(folder, pathlib.Path(recipe.vocab_path))
+    with files.temporary_folder() as place:
+        manifest.copy(recipe.vocab_path, place / VOCABULARY)
+        tokenizer_files.write(folder, place / VOCABULARY)
     huggingface_folder.write(weights, folder, dtype=settings["dtype"] or "float32")
     (folder / CARD).write_text(card, encoding="utf-8")
 
@@ -308,7 +311,7 @@ def _recipe(source: str, weights: Weights, vocab: str | None) -> recipes.Recipe:
     if vocab is None:
         from t5_engine import manifest
 
-        path = pathlib.Path(recipe.vocab_path)
+        path = to_path(recipe.vocab_path)
         manifest.refuse_damaged(path.parent, (path.name,))
     from flipped_tasks.tokens import Vocabulary
 
@@ -327,20 +330,18 @@ def _write_recipe(folder: pathlib.Path, recipe: recipes.Recipe) -> None:
 
     (folder / recipes.RECIPE_FILE).write_text(recipes.recipe_text(recipe), encoding="utf-8")
     if recipe.vocab_path is not None and not (folder / VOCABULARY).exists():
-        manifest.copy(pathlib.Path(recipe.vocab_path), folder / VOCABULARY)
+        manifest.copy(recipe.vocab_path, folder / VOCABULARY)
 
 
-def _beside(checkpoint: str, name: str) -> pathlib.Path | None:
+def _beside(checkpoint: str, name: str) -> epath.Path | None:
     """A file in the checkpoint's folder, or in that of the run it is a step of."""
-    if "://" in checkpoint and not hub.is_reference(checkpoint):
-        return None
-    path = hub.local(checkpoint).absolute()
-    run = recipes.run_folder_of(epath.Path(path))
-    folders = [path, *([pathlib.Path(run)] if run is not None else [])]
+    path = hub.local(checkpoint)
+    run = recipes.run_folder_of(path)
+    folders = [path, *([run] if run is not None else [])]
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
-def _with_manifest(checkpoint: str) -> pathlib.Path | None:
+def _with_manifest(checkpoint: str) -> epath.Path | None:
     from t5_engine import manifest
 
     file = _beside(checkpoint, manifest.FILE)
@@ -359,7 +360,7 @@ def _write_origin(folder: pathlib.Path, command: str, **facts: Any) -> None:
     (folder / ORIGIN).write_text(text + "\n", encoding="utf-8")
 
 
-def _read(file: pathlib.Path) -> dict[str, Any]:
+def _read(file: epath.Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

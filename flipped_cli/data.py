@@ -14,6 +14,7 @@ from flipped_cli import offline as network
 from flipped_cli.quiet import import_tensorflow
 from flipped_core import interrupts, locks
 from flipped_core.errors import UserError, unknown
+from flipped_core.paths import check_bucket, to_path
 
 if TYPE_CHECKING:
     from flipped_tasks.datasets import DatasetSpec
@@ -59,6 +60,7 @@ def prepare_datasets(
     DATASET is a name such as super_glue/rte, or training, nlp14 or bigbench14 for all of these. A run
     that was stopped goes on where it stopped; what is stored already is left as it is.
     """
+    check_bucket(to_path(data_dir, "data_dir"), "data_dir", write=True)
     if offline:
         network.go_offline()
     from flipped_tasks.datasets import get_dataset
@@ -178,6 +180,7 @@ def _expand(names: Sequence[str]) -> list[str]:
 @_offline
 def list_datasets(data_dir: str, as_json: bool, offline: bool) -> None:
     """List what is stored in the data folder: version, source, examples of each split."""
+    check_bucket(to_path(data_dir, "data_dir"), "data_dir", write=False)
     if offline:
         network.go_offline()
     import_tensorflow()
@@ -224,14 +227,12 @@ def _source(one: Prepared) -> str:
 
 def _stored(data_dir: str) -> Iterator[Prepared]:
     """All datasets of the catalog that are prepared in a folder."""
-    from etils import epath
-
     from flipped_tasks.datasets import dataset_names
     from flipped_tasks.prepared import reading
     from mixtures import catalog
 
     assert catalog.TRAINING, "importing the catalog registers its datasets"
-    root = epath.Path(data_dir).expanduser()
+    root = to_path(data_dir, "data_dir")
     if not root.is_dir():
         raise UserError(f"data_dir: expected a folder, there is none at {data_dir}")
     here = {path.name for path in root.iterdir()}
@@ -252,6 +253,7 @@ def verify_datasets(
 
     Without DATASET all that is stored is checked. The exit code is 1 where something is wrong.
     """
+    check_bucket(to_path(data_dir, "data_dir"), "data_dir", write=False)
     if offline:
         network.go_offline()
     import_tensorflow()

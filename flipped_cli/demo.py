@@ -16,6 +16,7 @@ import flipped_world
 from flipped_cli.side_by_side import Command, run_commands
 from flipped_core import interrupts, locks
 from flipped_core.errors import UserError
+from flipped_core.paths import to_local_path
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 PRETRAINED = "pretrained"
@@ -40,7 +41,7 @@ def demo(output: str, seed: int) -> None:
     All start from the pre-trained miniature that ships with this package. What is already there is used again:
     delete the folder to start anew.
     """
-    folder = pathlib.Path(output)
+    folder = to_local_path(output, "--output")
     run_demo(folder, seed, folder / PRETRAINED, TRAININGS)
 
 
@@ -57,7 +58,7 @@ def study(output: str, seeds: int) -> None:
 
     if seeds < 1:
         raise UserError(f"--seeds: expected at least 1, got {seeds}")
-    folder = pathlib.Path(output)
+    folder = to_local_path(output, "--output")
     # One method more in each pass, so that FLIPPED and DIRECT are there early for all seeds.
     for trainings in (MAIN, TRAININGS, {**TRAININGS, **CHANNEL}):
         for seed in range(seeds):

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from flipped_core import failures, interrupts, streams
+from flipped_core import failures, interrupts, paths, streams
 from flipped_core.errors import UserError
 
 USER_ERROR_CODE = UserError.exit_code
@@ -58,6 +58,8 @@ def report_failure(error: Exception) -> int:
             drop_stdout()  # what is left in it would fail again when the process ends
             line = f"cannot write what is printed: {problem}"
     if line is None:
+        line = paths.bucket_failure(error)
+    if line is None:
         raise error
     return report(line)
 
@@ -91,7 +93,11 @@ def run(command: Callable[[Sequence[str]], object], arguments: Sequence[str]) ->
       arguments: the words after the name of the program.
     """
     try:
-        command(arguments)
+        try:
+            command(arguments)
+        except SystemExit as end:  # as `--help` ends
+            if end.code:
+                raise
         flush()
     except UserError as error:
         return report(error)

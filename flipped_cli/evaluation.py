@@ -8,17 +8,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import pathlib
+import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from etils import epath
+
 from flipped_cli import errors, provenance, quiet
-from flipped_cli.checks import check_data_dir
+from flipped_cli.checks import check_data_dir, check_paths
 from flipped_cli.runs import EvalRun
 from flipped_core import hub
 from flipped_core.errors import UserError
+from flipped_core.paths import to_path
 from flipped_core.settings import declared
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
     Raises:
       UserError: a setting that does not fit the checkpoints or the data.
     """
+    check_paths(run, written=() if run.plan_only else ("output_dir",))
     with _joined(run):
         run = _pinned(run)
         trained = _recipes(run)
@@ -141,8 +145,8 @@ def _recipes(run: EvalRun) -> list[Recipe]:
         if getattr(run, name) == ():
             raise UserError(f"{name}: expected a name or a list of names, got an empty list")
     for checkpoint in run.checkpoint_path:
-        if "://" not in checkpoint:
-            _check_folders(pathlib.Path(checkpoint), pathlib.Path(run.output_dir))
+        if not hub.is_reference(checkpoint):
+            _check_folders(to_path(checkpoint), to_path(run.output_dir))
     return [_recipe(run, checkpoint) for checkpoint in dict.fromkeys(run.checkpoint_path)]
 
 
@@ -159,12 +163,12 @@ def _recipe(run: EvalRun, checkpoint: str) -> Recipe:
     return found
 
 
-def _check_folders(checkpoint: pathlib.Path, output_dir: pathlib.Path) -> None:
+def _check_folders(checkpoint: epath.Path, output_dir: epath.Path) -> None:
     if not checkpoint.is_dir():
         raise UserError(f"checkpoint_path: expected a folder, there is none at {checkpoint}")
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"output_dir: expected a folder, or nothing yet, got the file {output_dir}")
-    if output_dir.resolve() == checkpoint.resolve():
+    if os.path.realpath(output_dir) == os.path.realpath(checkpoint):
         raise UserError(
             f"output_dir: expected another folder than checkpoint_path, got {output_dir}; both keep "
             f"a {provenance.RUN_FILE}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import pathlib
 import re
 
 import click
 
 from flipped_core.errors import UserError
+from flipped_core.paths import to_local_path
 
 _MODULE = '''\
 """The dataset {name}: registered for DIRECT, CHANNEL and FLIPPED, and mixed into the training mixtures."""
@@ -45,8 +45,9 @@ def new(name: str, folder: str) -> None:
         raise UserError(
             f"dataset name: expected small letters, digits and _, such as my_reviews, got {name!r}"
         )
-    module = pathlib.Path(folder) / f"{name}.py"
-    rows = pathlib.Path(folder) / name / "train.jsonl"
+    place = to_local_path(folder, "--folder")
+    module = place / f"{name}.py"
+    rows = place / name / "train.jsonl"
     for path in (module, rows):
         if path.exists():
             raise UserError(f"{path} exists already; expected another name or --folder")

@@ -98,7 +98,7 @@ def open_run(run: TrainRun, operative_gin: str, *, write: bool = True) -> None:
 
 def has_checkpoints(model_dir: str) -> bool:
     """Whether training would resume there rather than start."""
-    checkpoints = pathlib.Path(model_dir) / CHECKPOINTS
+    checkpoints = to_path(model_dir) / CHECKPOINTS
     return checkpoints.is_dir() and any(checkpoints.iterdir())
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import pathlib
-
 import click
+from etils import epath
 
 from flipped_core.errors import UserError
+from flipped_core.paths import check_bucket, to_path
 
 
 @click.command("report")
@@ -21,14 +21,19 @@ def report(results: tuple[str, ...], output: str | None, title: str) -> None:
     """
     from flipped_eval.report import write_report
 
-    folders = [_folder(pathlib.Path(source)) for source in results]
-    output_dir = pathlib.Path(output) if output else folders[0]
+    sources = [to_path(source, "results") for source in results]
+    for source in sources:
+        check_bucket(source, "results", write=False)
+    if output:
+        check_bucket(output, "--output", write=True)
+    folders = [_folder(source) for source in sources]
+    output_dir = to_path(output, "--output") if output else folders[0]
     written = write_report(folders, output_dir, title=title)
     click.echo(written.summary())
     click.echo(f"report: {output_dir / 'report.html'}, report.md, report.json")
 
 
-def _folder(source: pathlib.Path) -> pathlib.Path:
+def _folder(source: epath.Path) -> epath.Path:
     """The folder of some results, which may be given by its `results.json` too."""
     from flipped_eval.results import RESULTS
 

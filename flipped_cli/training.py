@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from flipped_cli import provenance, quiet
-from flipped_cli.checks import WORLD_TEXTS, check_data_dir, check_model_dir, method_of
+from flipped_cli.checks import WORLD_TEXTS, check_data_dir, check_paths, method_of
 from flipped_cli.runs import TrainRun
 from flipped_core import hub, interrupts, locks
 from flipped_core.errors import UserError
@@ -77,7 +77,7 @@ def _pinned(run: TrainRun) -> TrainRun:
 
 def _check(run: TrainRun) -> None:
     """Refuses what can be refused before anything slow is imported."""
-    check_model_dir(run.model_dir)
+    check_paths(run, written=("model_dir",))
     check_data_dir(run.data_dir)
     if run.mixture not in WORLD_TEXTS:
         method_of(run.mixture)

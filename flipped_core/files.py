@@ -104,10 +104,12 @@ def temporary_folder() -> Iterator[pathlib.Path]:
             remove()
 
 
-def cannot_write(path: pathlib.Path, error: OSError) -> UserError:
+def cannot_write(path: epath.PathLike, error: OSError) -> UserError:
     """The line for a full disk and its like."""
     why = error.strerror or str(error)
-    return UserError(f"cannot write {path}: {why}; what was written before is complete and kept")
+    return UserError(
+        f"cannot write {os.fspath(path)}: {why}; what was written before is complete and kept"
+    )
 
 
 def to_json(value: Any, indent: int | None = 1) -> str:

@@ -24,7 +24,10 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from etils import epath
+
 from flipped_core.errors import UserError, nearest
+from flipped_core.paths import to_path
 
 SCHEME = "hf://"
 CONFIG = "config.json"
@@ -105,14 +108,14 @@ def file(path: str | pathlib.Path, name: str) -> pathlib.Path:
     return found
 
 
-def local(path: str | pathlib.Path) -> pathlib.Path:
+def local(path: str | pathlib.Path) -> epath.Path:
     """The folder in the client's cache with the small files (`BESIDE`) of a reference; any other path as it is."""
     if not is_reference(path):
-        return pathlib.Path(path)
+        return to_path(path)
     reference = _parse(pin(path))
     for name in BESIDE:
         _optional(reference, name)
-    return _snapshot(reference)
+    return epath.Path(_snapshot(reference))
 
 
 def vocabulary(path: str) -> str:

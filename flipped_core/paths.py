@@ -18,14 +18,15 @@ import os
 import pathlib
 import re
 import uuid
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from etils import epath
 
 from flipped_core.errors import UserError
 
 BUCKET_PREFIX = "gs://"
+HUB_PREFIX = "hf://"
 GCS_EXTRA = "gcs"
 # Seconds after which a bucket that does not answer is reported.
 BUCKET_TIMEOUT = 20.0
@@ -43,6 +44,17 @@ def is_bucket(path: epath.PathLike) -> bool:
     return os.fspath(path).startswith(BUCKET_PREFIX)
 
 
+def has_scheme(path: epath.PathLike) -> bool:
+    """Whether a path begins with a scheme, such as `gs://`, written with one slash too, as `pathlib` leaves it."""
+    text = os.fspath(path)
+    return "://" in text or bool(_SCHEME.match(text))
+
+
+def is_hub(path: epath.PathLike) -> bool:
+    """Whether a path names a repository of Hugging Face's hub."""
+    return os.fspath(path).startswith(HUB_PREFIX)
+
+
 def to_path(value: epath.PathLike, field: str = "path") -> epath.Path:
     """The absolute path that a user means, with `~` expanded.
 
@@ -54,7 +66,7 @@ def to_path(value: epath.PathLike, field: str = "path") -> epath.Path:
       UserError: another scheme, a malformed bucket name, or the packages for buckets are missing.
     """
     text = os.fspath(value)
-    if not _SCHEME.match(text) and "://" not in text:
+    if not has_scheme(text):
         return epath.Path(text).expanduser().absolute()
     bucket, _, name = text.removeprefix(BUCKET_PREFIX).partition("/")
     if not is_bucket(text):
@@ -105,12 +117,67 @@ def check_bucket(path: epath.PathLike, field: str, *, write: bool) -> None:
         ) from None
 
 
+def files_below(folder: epath.PathLike) -> dict[str, int]:
+    """The files below a folder, their names relative to it and in order, with their lengths in bytes.
+
+    In a bucket this is one request for each thousand objects.
+
+    Raises:
+      OSError: it cannot be listed.
+    """
+    if is_bucket(folder):
+        root = os.fspath(to_path(folder)).removeprefix(BUCKET_PREFIX)
+        found = _bucket_files().find(root, detail=True)
+        return {
+            name.removeprefix(f"{root}/"): about["size"]
+            for name, about in sorted(found.items())
+            if name != root and not name.endswith("/")
+        }
+    local = pathlib.Path(folder)
+    names = sorted(
+        path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file()
+    )
+    return {name: (local / name).stat().st_size for name in names}
+
+
+def read_blocks(path: epath.PathLike, size: int = 1 << 24) -> Iterator[bytes]:
+    """The content of a file in blocks; in a bucket, a request for each."""
+    if is_bucket(path):
+        files, name, start = _bucket_files(), os.fspath(path).removeprefix(BUCKET_PREFIX), 0
+        length = files.info(name)["size"]
+        while start < length:
+            yield files.cat_file(name, start=start, end=min(start + size, length))
+            start += size
+        return
+    with open(path, "rb") as file:
+        while block := file.read(size):
+            yield block
+
+
+def _bucket_files() -> Any:
+    import fsspec
+
+    _configure_fsspec()
+    return fsspec.filesystem("gcs")
+
+
 def explain(error: BaseException) -> str:
     """One line that says why a bucket or disk refused; no traceback, no page of HTML."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return "; ".join(lines[:2])[:300] or type(error).__name__
+
+
+def bucket_failure(error: BaseException) -> str | None:
+    """One line for an error that a bucket's client raised, such as rights that were lost; None for any other."""
+    frame = error.__traceback__
+    while frame is not None:
+        module = str(frame.tb_frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] in ("gcsfs", "fsspec"):
+            return f"a bucket cannot be read or written: {explain(error)}"
+        frame = frame.tb_next
+    return None
 
 
 def _probe(text: str, *, write: bool) -> None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import math
-import pathlib
 import zlib
 from collections.abc import Collection
 from typing import Any
 
+from etils import epath
+
 from flipped_core.errors import UserError
 from flipped_core.files import Json, to_json, write_atomically
+from flipped_core.paths import explain
 
 CHECKSUM = "crc32"
 DAMAGED = "not what was written there"
@@ -24,14 +26,14 @@ def checksum(data: bytes) -> str:
     return f"{zlib.crc32(data):08x}"
 
 
-def write_sealed(path: pathlib.Path, value: Json) -> Json:
+def write_sealed(path: epath.Path, value: Json) -> Json:
     """Writes an object with its checksum (see `files.write_atomically`) and returns what was written."""
     sealed = {**value, CHECKSUM: checksum(to_json(value).encode("utf-8"))}
     write_atomically(path, to_json(sealed))
     return sealed
 
 
-def read_sealed(path: pathlib.Path, sealed_since: int, older: Collection[str]) -> Json:
+def read_sealed(path: epath.Path, sealed_since: int, older: Collection[str]) -> Json:
     """The object that `write_sealed` wrote, without its checksum.
 
     Args:
@@ -59,12 +61,12 @@ def read_sealed(path: pathlib.Path, sealed_since: int, older: Collection[str]) -
     return value
 
 
-def read_json_file(path: pathlib.Path) -> Json:
+def read_json_file(path: epath.Path) -> Json:
     """The object in a file of strict JSON (`parse_json`); raises as `read_sealed`, without looking for a checksum."""
     try:
         value = parse_json(path.read_bytes())
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {path}: {explain(error)}") from error
     except ValueError as error:
         raise UserError(f"{path}: {DAMAGED}: {error}") from error
     if not isinstance(value, dict):

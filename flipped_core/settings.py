@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from flipped_core.errors import UserError, nearest, unknown
+from flipped_core.paths import has_scheme, is_hub, to_path
 
 LARGEST_INT = 2**31 - 1
 LARGEST_FLOAT = 3.4e38  # of float32
@@ -373,7 +374,14 @@ def _text(rule: Setting, value: Any) -> str:
     if rule.choices is not None and value not in rule.choices:
         close = nearest(value, rule.choices)
         raise _Mismatch(f"nearest: {', '.join(map(repr, close))}" if close else "")
-    if not rule.path or not value.startswith("~"):
+    if not rule.path:
+        return value
+    if has_scheme(value) and not is_hub(value):
+        try:
+            to_path(value)
+        except UserError as error:
+            raise _Mismatch(str(error).removeprefix("path: ").partition(", got")[0]) from None
+    if not value.startswith("~"):
         return value
     expanded = os.path.expanduser(value)
     if expanded.startswith("~"):

@@ -10,14 +10,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from etils import epath
+
 from flipped_core import files, interrupts, locks
 from flipped_core.errors import UserError, unknown
 from flipped_core.files import Json
+from flipped_core.paths import has_scheme, is_bucket, to_local_path, to_path
 from flipped_eval import estimate, keys, planning, results, run_files, shards
 from flipped_eval.planning import Model, Plan, Request
 from flipped_eval.scoring import Announce, Job, Progress, Scorer
@@ -116,8 +120,8 @@ def evaluate(
             kept = f"what was scored is kept in {output_dir}, and the same command resumes there"
             stack.enter_context(interrupts.at_once(lambda: kept))
             lock = stack.enter_context(processes.hold(output_dir, "output_dir"))
-            if processes.is_first():
-                files.remove_temporary(pathlib.Path(output_dir), dead_only=False)
+            if processes.is_first() and not is_bucket(output_dir):
+                files.remove_temporary(to_local_path(output_dir), dead_only=False)
         tasks = planning.select_tasks(request)
         engine = _Engine(batch_size, model_parallelism)
         shardings = None if scorer else engine.shardings
@@ -125,7 +129,7 @@ def evaluate(
         models = [_model(run, *weights.described(run)) for run in runs]
         plan = planning.make_plan(tasks, models, request)
         processes.refuse_differences(_hashes(models, plan))
-        folder = pathlib.Path(output_dir)
+        folder = to_path(output_dir, "output_dir")
         described = _describe(request), [model.describe() for model in models]
 
         def look() -> Json:
@@ -172,7 +176,7 @@ def evaluate(
 class _Writer(shards.Writer):
     """Writes only while the folder is this job's."""
 
-    def __init__(self, output_dir: pathlib.Path, lock: locks.Lock | None) -> None:
+    def __init__(self, output_dir: epath.Path, lock: locks.Lock | None) -> None:
         super().__init__(output_dir)
         self._lock = lock
 
@@ -187,8 +191,8 @@ def _places(runs: Sequence[Run]) -> dict[str, str]:
     """label -> where the weights were read."""
     return {
         run.label: run.checkpoint
-        if "://" in run.checkpoint
-        else str(pathlib.Path(run.checkpoint).absolute())
+        if has_scheme(run.checkpoint)
+        else os.fspath(to_path(run.checkpoint))
         for run in runs
         if run.checkpoint
     }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from flipped_core.errors import UserError
+from flipped_core.paths import explain, to_path
 
 # Part of every key: raised when the same request would be scored differently by a newer version of this code.
 VERSION = 1
@@ -35,9 +35,9 @@ def fingerprint(params: Any) -> str:
 def file_hash(path: str, field: str = "vocab_path") -> str:
     """A hash of a file's bytes; `UserError` with the setting's name where it cannot be read."""
     try:
-        return hashlib.blake2b(pathlib.Path(path).read_bytes(), digest_size=16).hexdigest()
+        return hashlib.blake2b(to_path(path, field).read_bytes(), digest_size=16).hexdigest()
     except OSError as error:
-        raise UserError(f"{field}: cannot read {path}: {error.strerror}") from error
+        raise UserError(f"{field}: cannot read {path}: {explain(error)}") from error
 
 
 def rows_hash(rows: Iterable[tuple[int, Mapping]]) -> str:

@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
+from etils import epath
 
 from flipped_core.errors import UserError
 from flipped_core.files import Json, to_json, write_atomically
+from flipped_core.paths import explain, to_path
 from flipped_core.sealed import DAMAGED, checksum, read_sealed, write_sealed
 from flipped_eval import aggregates, metrics, records, run_files, shards, significance
 from flipped_eval.aggregates import SUBSTITUTES
@@ -37,7 +38,7 @@ CLASSES_SHOWN = 10  # a confusion matrix of more is left out
 WORST_SHOWN = 3
 
 
-def finish(output_dir: pathlib.Path, resamples: int) -> Json:
+def finish(output_dir: epath.Path, resamples: int) -> Json:
     """Makes `results.json` and what belongs to it of all that was scored; returns `results.json`'s content.
 
     Raises:
@@ -79,7 +80,7 @@ def finish(output_dir: pathlib.Path, resamples: int) -> Json:
     return write_sealed(output_dir / RESULTS, summary)
 
 
-def left_out(output_dir: pathlib.Path, stored: shards.Stored, *, unfinished: bool) -> list[str]:
+def left_out(output_dir: epath.Path, stored: shards.Stored, *, unfinished: bool) -> list[str]:
     """A line for each part of the shards that cannot be used, and one for results whose scores are not whole.
 
     Args:
@@ -102,7 +103,7 @@ def left_out(output_dir: pathlib.Path, stored: shards.Stored, *, unfinished: boo
     return lines
 
 
-def _refuse_loss(output_dir: pathlib.Path, plan: Json, stored: shards.Stored) -> None:
+def _refuse_loss(output_dir: epath.Path, plan: Json, stored: shards.Stored) -> None:
     """Refuses to make results without scores that were there once."""
     earlier = _earlier_counts(output_dir)
     planned = {(one["method"], one["suite"]) for one in (*plan["units"], *plan["failed"])}
@@ -123,7 +124,7 @@ def _refuse_loss(output_dir: pathlib.Path, plan: Json, stored: shards.Stored) ->
             )
 
 
-def _earlier_counts(output_dir: pathlib.Path) -> list[Json]:
+def _earlier_counts(output_dir: epath.Path) -> list[Json]:
     """The counts of an earlier `results.json`; none where there is none, or a damaged one, which is made anew."""
     path = output_dir / RESULTS
     try:
@@ -309,7 +310,7 @@ def results_of(source: str | os.PathLike[str] | Mapping[str, Any]) -> Json:
     if isinstance(source, Mapping):
         found, name = dict(source), "the results"
     else:
-        path = pathlib.Path(source)
+        path = to_path(source, "results")
         path = path / RESULTS if path.is_dir() or not path.suffix else path
         found, name = read_sealed(path, FORMAT, records.Results.__annotations__), str(path)
     if found.get("format") not in READABLE:
@@ -338,7 +339,7 @@ def of_weights(found: Json, weights: str) -> Json | None:
     return {"run": found["request"] | model} | parts
 
 
-def predictions_of(output_dir: pathlib.Path) -> list[Prediction]:
+def predictions_of(output_dir: epath.Path) -> list[Prediction]:
     """The lines of `predictions.jsonl`; none where there is no file and the results are older than checksums.
 
     Raises:
@@ -351,7 +352,7 @@ def predictions_of(output_dir: pathlib.Path) -> list[Prediction]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {path}: {explain(error)}") from error
     if expected not in (None, checksum(data)):
         raise UserError(
             f"{path}: {DAMAGED}, or it does not belong to {RESULTS}: run the evaluation again ({KEPT})"
@@ -366,7 +367,7 @@ def predictions_of(output_dir: pathlib.Path) -> list[Prediction]:
     return found
 
 
-def examples_of(output_dir: pathlib.Path, labels: Sequence[str]) -> Json:
+def examples_of(output_dir: epath.Path, labels: Sequence[str]) -> Json:
     """`examples.json`: "shown" and "worst"; none where the folder has no such file.
 
     Args:

@@ -6,9 +6,10 @@ Both carry a checksum of their content (`flipped_core.sealed`); one that is dama
 from __future__ import annotations
 
 import json
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from etils import epath
 
 from flipped_core.errors import UserError
 from flipped_core.files import Json
@@ -26,7 +27,7 @@ NAMES = ("suite", "task", "template", "label_set", "dataset", "split")
 KEPT = "scores that are whole are not scored again"
 
 
-def check_run(output_dir: pathlib.Path, request: Json, models: Sequence[Json]) -> list[Json]:
+def check_run(output_dir: epath.Path, request: Json, models: Sequence[Json]) -> list[Json]:
     """The models that `output_dir` is known to hold; nothing is written.
 
     Args:
@@ -49,7 +50,7 @@ def check_run(output_dir: pathlib.Path, request: Json, models: Sequence[Json]) -
 
 
 def open_run(
-    output_dir: pathlib.Path,
+    output_dir: epath.Path,
     request: Json,
     models: Sequence[Json],
     checkpoints: Mapping[str, str],
@@ -80,7 +81,7 @@ def open_run(
         write_sealed(output_dir / RUN, {"format": FORMAT, **run})
 
 
-def read_run(output_dir: pathlib.Path) -> Json | None:
+def read_run(output_dir: epath.Path) -> Json | None:
     """The content of `run.json`; None where there is none."""
     path = output_dir / RUN
     if not path.exists():
@@ -88,7 +89,7 @@ def read_run(output_dir: pathlib.Path) -> Json | None:
     return _read(path, records.RunFile, f"remove it to begin anew; {KEPT}")
 
 
-def _read(path: pathlib.Path, kind: type, remedy: str) -> Json:
+def _read(path: epath.Path, kind: type, remedy: str) -> Json:
     """A sealed file with the types of `kind`; what is wrong with it is told with the remedy."""
     try:
         return records.checked(read_sealed(path, FORMAT, kind.__annotations__), kind, path)
@@ -96,7 +97,7 @@ def _read(path: pathlib.Path, kind: type, remedy: str) -> Json:
         raise UserError(f"{error}; {remedy}") from error
 
 
-def _refuse_other(output_dir: pathlib.Path, found: Json, asked: Json, of: str) -> None:
+def _refuse_other(output_dir: epath.Path, found: Json, asked: Json, of: str) -> None:
     for name in sorted(set(found) | set(asked)):
         if found.get(name) != asked.get(name):
             raise UserError(
@@ -106,7 +107,7 @@ def _refuse_other(output_dir: pathlib.Path, found: Json, asked: Json, of: str) -
             )
 
 
-def write_plan(output_dir: pathlib.Path, plan: Plan) -> None:
+def write_plan(output_dir: epath.Path, plan: Plan) -> None:
     """Writes which units there are; those of other models and suites, planned earlier, stay.
 
     Raises:
@@ -132,7 +133,7 @@ def write_plan(output_dir: pathlib.Path, plan: Plan) -> None:
     write_sealed(output_dir / PLAN, {"format": FORMAT, **ordered})
 
 
-def read_plan(output_dir: pathlib.Path) -> Json:
+def read_plan(output_dir: epath.Path) -> Json:
     """The content of `plan.json`; nothing is planned where there is none.
 
     Raises:
@@ -147,7 +148,7 @@ def read_plan(output_dir: pathlib.Path) -> Json:
 _RUN_AGAIN = f"run the evaluations of this folder again: {KEPT}"
 
 
-def refuse_unlisted(output_dir: pathlib.Path, plan: Json) -> None:
+def refuse_unlisted(output_dir: epath.Path, plan: Json) -> None:
     """Refuses a plan with units of runs that `run.json` does not list, as when that was removed."""
     run = read_run(output_dir)
     labels = {model["label"] for model in run["models"]} if run else set()
@@ -196,7 +197,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def checkpoints_of(folder: pathlib.Path) -> dict[str, str]:
+def checkpoints_of(folder: epath.Path) -> dict[str, str]:
     """label -> where its weights were read; {} where the folder has no `run.json`."""
     run = read_run(folder)
     return run["checkpoints"] if run else {}

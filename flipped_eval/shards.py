@@ -23,7 +23,6 @@ import contextlib
 import enum
 import math
 import os
-import pathlib
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,9 +31,11 @@ from typing import Any
 
 import msgspec
 import orjson
+from etils import epath
 
 from flipped_core.errors import UserError
-from flipped_core.files import Json, cannot_write
+from flipped_core.files import Json, cannot_write, write_atomically
+from flipped_core.paths import explain, is_bucket
 from flipped_core.sealed import DAMAGED
 from flipped_eval.examples import Shown
 from flipped_eval.records import Score, UnitEnd
@@ -42,6 +43,7 @@ from flipped_eval.records import Score, UnitEnd
 FORMAT = 3  # of the lines above; 2 had no checksums
 FOLDER = "scores"
 SHARD_BYTES = 256 * 2**20  # a longer shard is followed by a new one
+BUCKET_SHARD_BYTES = 2**22  # in a bucket, where each chunk rewrites its shard
 LARGEST_SHARD = 4 * SHARD_BYTES  # no shard of ours comes near it
 
 _FOOTER_START = b'{"chunk":'
@@ -69,7 +71,7 @@ class Damage:
       fault: what is wrong.
     """
 
-    path: pathlib.Path
+    path: epath.Path
     line: int
     fault: Fault
 
@@ -156,12 +158,12 @@ class Done:
         return cls(examples, set(found["ended"]))
 
 
-def done(output_dir: pathlib.Path) -> Done:
+def done(output_dir: epath.Path) -> Done:
     """What need not be scored again; raises as `read`."""
     return read(output_dir).done()
 
 
-def read(output_dir: pathlib.Path) -> Stored:
+def read(output_dir: epath.Path) -> Stored:
     """All scores in the shards of `output_dir` whose checksums and counts are right.
 
     Raises:
@@ -191,16 +193,14 @@ _LINES = msgspec.json.Decoder(_Line)
 _Record = tuple[str, str | None, "Score | Shown | UnitEnd"]  # unit, example, what is known of it
 
 
-def _read_shard(path: pathlib.Path, stored: Stored) -> None:
+def _read_shard(path: epath.Path, stored: Stored) -> None:
     """Adds a shard's chunks to `stored`, and what of it cannot be used to its `damage`."""
     try:
-        if path.stat().st_size > LARGEST_SHARD:
-            raise UserError(
-                f"{path}: expected a shard of scores, got {path.stat().st_size:,} bytes"
-            )
+        if (size := epath.Path(path).stat().length) > LARGEST_SHARD:
+            raise UserError(f"{path}: expected a shard of scores, got {size:,} bytes")
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {path}: {explain(error)}") from error
 
     def damaged(offset: int, fault: Fault) -> None:
         stored.damage.append(Damage(path, data.count(b"\n", 0, offset) + 1, fault))
@@ -233,7 +233,7 @@ class _Chunk:
     number: int
 
 
-def _chunks(path: pathlib.Path, data: bytes) -> Iterator[_Chunk]:
+def _chunks(path: epath.Path, data: bytes) -> Iterator[_Chunk]:
     """The chunks whose checksum is right, in order; each is found by its own footer, whatever precedes it."""
     end = 0
     at = data.find(_FOOTER_START)
@@ -310,7 +310,7 @@ def _score(lines: Sequence[_Line]) -> _Record:
 
 
 def _add(
-    path: pathlib.Path,
+    path: epath.Path,
     stored: Stored,
     key: str,
     example: str | None,
@@ -353,15 +353,17 @@ def _may_be_torn(rest: bytes) -> bool:
 
 
 class Writer:
-    """Appends chunks to shards of this process' own."""
+    """Appends chunks to shards of this process' own; in a bucket, where nothing can be appended, it rewrites them."""
 
-    def __init__(self, output_dir: pathlib.Path) -> None:
+    def __init__(self, output_dir: epath.Path) -> None:
         """Nothing is written, and no file made, before the first chunk."""
         self._folder = output_dir / FOLDER
-        self._path: pathlib.Path | None = None
+        self._path: epath.Path | None = None
         self._written = 0
         self._number = 0
         self._described: set[str] = set()
+        self._in_bucket = is_bucket(output_dir)
+        self._text = b""  # of the shard, where it is rewritten
 
     def append(self, lines: Sequence[Json], about: Mapping[str, Json]) -> None:
         """Writes a chunk and waits until it is on the disk.
@@ -373,25 +375,35 @@ class Writer:
         Raises:
           UserError: the disk is full, or the like; the chunks before are complete.
         """
-        if self._path is None or self._written > SHARD_BYTES:
+        largest = BUCKET_SHARD_BYTES if self._in_bucket else SHARD_BYTES
+        if self._path is None or self._written > largest:
             self._begin()
         assert self._path is not None
         keys = dict.fromkeys(line["unit"] for line in lines)
         new = [key for key in keys if key not in self._described]
         whole: list[Any] = [{"unit": key, "about": about[key]} for key in new] + list(lines)
         text = _chunk_text(whole, self._number)
+        if self._in_bucket:
+            write_atomically(
+                self._path, self._text + text
+            )  # the object before stays until this one is whole
+            self._text += text
+        else:
+            self._append_locally(self._path, text)
+        self._described.update(new)
+        self._written += len(text)
+        self._number += 1
+
+    def _append_locally(self, path: epath.Path, text: bytes) -> None:
         try:
-            with self._path.open("ab") as file:
+            with open(path, "ab") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             with contextlib.suppress(OSError):
-                os.truncate(self._path, self._written)
-            raise cannot_write(self._path, error) from error
-        self._described.update(new)
-        self._written += len(text)
-        self._number += 1
+                os.truncate(path, self._written)
+            raise cannot_write(path, error) from error
 
     def _begin(self) -> None:
         """Makes the next shard, which no other process writes."""
@@ -400,14 +412,20 @@ class Writer:
             number = len(list(self._folder.glob("scores-*.jsonl")))
             while True:
                 path = self._folder / f"scores-{number:05d}.jsonl"
+                if self._in_bucket:  # one job owns the folder
+                    if not path.exists():
+                        break
+                    number += 1
+                    continue
                 try:
-                    path.open("xb").close()
+                    open(path, "xb").close()
                     break
                 except FileExistsError:
                     number += 1
         except OSError as error:
             raise cannot_write(self._folder, error) from error
         self._path, self._written, self._number, self._described = path, 0, 0, set()
+        self._text = b""
 
 
 def _chunk_text(lines: Sequence[Json], number: int) -> bytes:

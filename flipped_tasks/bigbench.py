@@ -17,7 +17,7 @@ from typing import Any
 
 from flipped_core import bounded
 from flipped_core.errors import UserError, unknown
-from flipped_tasks import sandbox
+from flipped_tasks import render_limits
 from flipped_tasks.datasets import DatasetSpec, register_dataset
 from flipped_tasks.promptsource import TemplateSpec, register_templates
 from flipped_tasks.rendering import Dropped, Rendered
@@ -184,9 +184,9 @@ class BigBenchTemplate:
             return Dropped("render_error")
         prefixes = {name: row[name] or "" for name in DEFAULTS}
         size = len(row["choices"]) * len(prefixes["choice_prefix"])
-        if size > sandbox.MAX_OUTPUT or len(row["choices"]) > sandbox.MAX_CHOICES:
+        if size > render_limits.MAX_OUTPUT or len(row["choices"]) > render_limits.MAX_CHOICES:
             raise UserError(
-                f"{self.spec.dataset}: expected a prompt of at most {sandbox.MAX_OUTPUT:,} characters"
+                f"{self.spec.dataset}: expected a prompt of at most {render_limits.MAX_OUTPUT:,} characters"
             )
         pieces: list[tuple[str, Kind]] = [
             (prefixes["task_prefix"], "instruction"),

@@ -23,7 +23,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import SecurityError
 
 from flipped_core.errors import UserError, nearest, shown
-from flipped_tasks import sandbox
+from flipped_tasks import render_limits, sandbox
 from flipped_tasks.promptsource import TemplateSpec
 from flipped_tasks.spans import MARK_FILTER, Instance, Kind, Segment, TaintAnalysis, merge, runs
 
@@ -137,9 +137,9 @@ class CompiledTemplate:
         self.spec = spec
         self._where = f"template {shown(spec.name)} of {spec.dataset}"
         for text in (spec.jinja, spec.answer_choices or ""):
-            if len(text) > sandbox.MAX_SOURCE:
+            if len(text) > render_limits.MAX_SOURCE:
                 raise UserError(
-                    f"{self._where}: expected at most {sandbox.MAX_SOURCE:,} characters, got {len(text):,}"
+                    f"{self._where}: expected at most {render_limits.MAX_SOURCE:,} characters, got {len(text):,}"
                 )
         try:
             self._set_up(spec)
@@ -170,7 +170,9 @@ class CompiledTemplate:
         self._constant_choices: tuple[str, ...] | None = None
         if self._choices is not None and self.choices_fixed and not _draws(choices_tree):
             try:
-                self._constant_choices = self._render_choices({sandbox.METER: sandbox.Meter()})
+                self._constant_choices = self._render_choices(
+                    {render_limits.METER: render_limits.Meter()}
+                )
             except SecurityError as error:
                 raise self._refused(error) from error
             except Exception as error:
@@ -258,7 +260,7 @@ class CompiledTemplate:
     ) -> tuple[list[str], tuple[str, ...] | None]:
         values = self._values(row, _escape_text if to_the_letter else _escape)
         values[_RNG] = rng
-        values[sandbox.METER] = meter = sandbox.Meter()
+        values[render_limits.METER] = meter = render_limits.Meter()
         if to_the_letter:
             meter.from_end = True
         try:
@@ -277,8 +279,10 @@ class CompiledTemplate:
     def _join(self, pieces: Sequence[str]) -> str:
         """The pieces as one text. Raises `UserError` where a template writes half a character, such as '\\ud800'."""
         text = "".join(pieces)
-        if len(text) > sandbox.MAX_OUTPUT:
-            raise UserError(f"{self._where}: it writes more than {sandbox.MAX_OUTPUT:,} characters")
+        if len(text) > render_limits.MAX_OUTPUT:
+            raise UserError(
+                f"{self._where}: it writes more than {render_limits.MAX_OUTPUT:,} characters"
+            )
         if not text.isascii():
             try:
                 text.encode()
@@ -295,7 +299,10 @@ class CompiledTemplate:
         for column in self.columns:
             if column not in row:
                 raise self._missing(column, row)
-            values[column] = escape(row[column])
+            value = row[column]
+            values[column] = (
+                value.replace(_SEPARATOR, _PIPE_PROTECTOR) if type(value) is str else escape(value)
+            )
         for name in self._optional:
             if name in row:
                 values[name] = escape(row[name])
@@ -312,26 +319,32 @@ class CompiledTemplate:
         if self._choices is None:
             return None
         options = self._join(_pieces(self._choices, values, loops=True)).split(
-            _SEPARATOR, sandbox.MAX_CHOICES
+            _SEPARATOR, render_limits.MAX_CHOICES
         )
-        if len(options) > sandbox.MAX_CHOICES:
-            raise sandbox.OverLimit(f"expected at most {sandbox.MAX_CHOICES:,} choices, got more")
+        if len(options) > render_limits.MAX_CHOICES:
+            raise render_limits.OverLimit(
+                f"expected at most {render_limits.MAX_CHOICES:,} choices, got more"
+            )
         return tuple(_unescape(option.strip()) for option in options)
 
 
 def _pieces(template: Template, values: Mapping[str, Any], loops: bool) -> list[str]:
-    """What a template writes, piece by piece; one without loops writes few, so that `_join` can look at their size."""
+    """What a template writes, piece by piece. `_join` looks at the size of few pieces, as one without loops writes."""
     written = template.root_render_func(_context(template, values))
     if not loops:
         return list(written)
     pieces: list[str] = []
     size = 0
-    while part := list(itertools.islice(written, _PIECES_AT_ONCE)):
+    while True:
+        part = list(itertools.islice(written, _PIECES_AT_ONCE))
         pieces += part
+        if len(part) < _PIECES_AT_ONCE:
+            return pieces
         size += sum(map(len, part))
-        if size > sandbox.MAX_OUTPUT:
-            raise sandbox.OverLimit(f"it writes more than {sandbox.MAX_OUTPUT:,} characters")
-    return pieces
+        if size > render_limits.MAX_OUTPUT:
+            raise render_limits.OverLimit(
+                f"it writes more than {render_limits.MAX_OUTPUT:,} characters"
+            )
 
 
 def _context(template: Template, values: Mapping[str, Any]) -> Context:
@@ -362,6 +375,8 @@ def _escape(value: Any) -> Any:
     """A column's value with `|||` protected, in lists and dicts too; the same value where there is none."""
     if isinstance(value, str):
         return value.replace(_SEPARATOR, _PIPE_PROTECTOR)
+    if type(value) is int:  # as most labels are
+        return value
     if isinstance(value, list):
         return [_escape(item) for item in value] if _has_separator(value) else value
     if isinstance(value, Mapping):

@@ -224,7 +224,10 @@ def runs(pieces: Iterable[str], start: int, stop: int) -> Iterator[tuple[str, Ki
         if begin >= stop:
             return
         kind: Kind = "instance" if type(piece) is Instance else "instruction"
-        yield piece[max(start - begin, 0) : stop - begin], kind
+        if begin >= start and position <= stop:
+            yield piece, kind
+        else:
+            yield piece[max(start - begin, 0) : stop - begin], kind
 
 
 def merge(parts: Iterable[tuple[str, Kind]]) -> tuple[Segment, ...]:

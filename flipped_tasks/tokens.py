@@ -17,6 +17,7 @@ import sentencepiece
 
 from flipped_core import hub
 from flipped_core.errors import UserError
+from flipped_core.paths import to_path
 from flipped_tasks.methods import NUM_SENTINELS, Formatted, Piece, PieceKind, with_choice
 
 _ROW_MULTIPLE = 128  # embedding rows are padded to it: 32,100 become T5's 32,128
@@ -56,12 +57,12 @@ class Vocabulary:
           UserError: there is no such file, it is not a SentencePiece model, or its pad, eos and unk
             are not 0, 1 and 2.
         """
-        path = hub.vocabulary(str(path))
-        if not pathlib.Path(path).is_file():
+        file = to_path(hub.vocabulary(str(path)), "vocabulary")
+        if not file.is_file():
             raise UserError(f"vocabulary: expected a SentencePiece model file, got {str(path)!r}")
         processor = sentencepiece.SentencePieceProcessor()
         try:
-            processor.load_from_serialized_proto(pathlib.Path(path).read_bytes())
+            processor.load_from_serialized_proto(file.read_bytes())
         except RuntimeError as error:
             raise UserError(f"vocabulary {str(path)!r} is not a SentencePiece model") from error
         special = (processor.pad_id(), processor.eos_id(), processor.unk_id())

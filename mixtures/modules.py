@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flipped_core.errors import UserError
+from flipped_core.paths import to_local_path
 
 GROUP = "flipped_learning.tasks"
 _PREFIX = "flipped_own_"  # of modules that are named by their file
@@ -39,7 +40,7 @@ def load(modules: Sequence[str] = ()) -> None:
         _once(f"entry point {point.name!r} ({point.value})", functools.partial(_call, point))
     for name in modules:
         if name.endswith(".py") or "/" in name:
-            path = pathlib.Path(name).expanduser().resolve()
+            path = to_local_path(name, "module").resolve()
             if not path.is_file():
                 raise UserError(f"module: expected a Python file, there is none at {name!r}")
             _once(f"module {str(path)!r}", functools.partial(_run, path))

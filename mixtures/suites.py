@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flipped_core.errors import UserError, unknown
+from flipped_core.paths import explain, to_path
 from flipped_tasks import bigbench, promptsource, safe_yaml
 from flipped_tasks.datasets import check_template, get_dataset, template_names, usable_templates
 from flipped_tasks.rendering import Rendered
@@ -136,14 +137,14 @@ def load_label_sets(path: str | pathlib.Path | None = None) -> list[LabelSets]:
       UserError: the file cannot be read, names what does not exist, says something twice, or gives other words or
         another number of words than the template has.
     """
-    file = pathlib.Path(path) if path is not None else LABEL_SETS_FILE
+    file = to_path(LABEL_SETS_FILE if path is None else path, "label_sets")
     if file.exists() and not file.is_file():
         raise UserError(f"cannot read label sets: {file} is no file")
     try:
         with file.open("rb") as opened:
             entries = safe_yaml.load(opened.read(safe_yaml.MOST_BYTES + 1))
     except OSError as error:
-        raise UserError(f"cannot read label sets: {file}: {error.strerror or error}") from error
+        raise UserError(f"cannot read label sets: {file}: {explain(error)}") from error
     except ValueError as error:
         raise UserError(f"{file} is not safe YAML: {error}") from error
     if not isinstance(entries, list) or not entries:

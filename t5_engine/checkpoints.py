@@ -1,6 +1,7 @@
 """Checkpoints: `<model_dir>/checkpoints/<step>/{params,opt_state,about,progress}`, written by Orbax.
 
-A checkpoint appears under its final name, with its commit marker, only when it is complete; one without the marker,
+A checkpoint appears under its final name, with its commit marker, only when it is complete (in a bucket, which cannot
+rename, the marker is written last and removed first); one without the marker,
 or that is not as its checksums say, is never read and never deleted without a message. `about` is a JSON file with the
 step, the model's config and the optimizer's name, so that a checkpoint can be read without knowing what it holds;
 `progress` is one with what else a run resumes from: position in the data, random key, metrics not yet reported.
@@ -22,6 +23,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from flipped_core.errors import UserError
+from flipped_core.paths import is_bucket, to_path
 from t5_engine import checksums, processes
 from t5_engine.checkpoint_metadata import read_metadata, read_progress
 from t5_engine.config import STRUCTURE_FIELDS, T5Config
@@ -64,7 +66,7 @@ class Checkpoints:
         for name, value in (("keep", keep), ("keep_every", keep_every)):
             if value is not None and value < 1:
                 raise UserError(f"{name}_checkpoints: expected at least 1 or None, got {value!r}")
-        self.folder = _absolute(model_dir) / FOLDER
+        self.folder = to_path(model_dir, "model_dir") / FOLDER
         self.folder.mkdir(parents=True, exist_ok=True)
         self._keep, self._keep_every, self._verify = keep, keep_every, verify
         self._damaged: dict[
@@ -149,6 +151,11 @@ class Checkpoints:
         """Called in the background when all files are written and the commit is not yet done."""
         if not _is_primary():
             return
+        if is_bucket(
+            self.folder
+        ):  # where it is written under its final name, and its marker comes last
+            checksums.write(self.folder / str(self._saving))
+            return
         for folder in self.folder.glob(f"{self._saving}{_UNFINISHED}*"):
             checksums.write(folder)
 
@@ -199,15 +206,22 @@ class Checkpoints:
         steps = sorted(int(child.name) for child in _steps(self.folder) if not self._broken(child))
         for step in steps[: -self._keep]:
             if self._keep_every is None or step % self._keep_every:
-                # Renamed first: half a checkpoint must never stand under a checkpoint's name.
-                (self.folder / str(step)).rename(self.folder / f"{step}{_DELETED}")
+                _delete(self.folder / str(step))
+        if is_bucket(self.folder):
+            for child in _steps(self.folder):  # of deletions and saves that did not end
+                if int(child.name) < steps[-1] and not (child / COMMIT_MARKER).exists():
+                    child.rmtree()
         for child in self.folder.glob(f"*{_DELETED}"):
             child.rmtree()
 
 
-def _absolute(path: epath.PathLike) -> epath.Path:
-    path = epath.Path(path)
-    return path if "://" in str(path) else path.expanduser().absolute()
+def _delete(folder: epath.Path) -> None:
+    """Takes a checkpoint away so that half of it never counts: in a bucket its marker goes first."""
+    if is_bucket(folder):
+        (folder / COMMIT_MARKER).unlink()
+        folder.rmtree()
+    else:
+        folder.rename(folder.with_name(f"{folder.name}{_DELETED}"))
 
 
 def _is_primary() -> bool:
@@ -323,9 +337,15 @@ def _make_room(folder: epath.Path, step: int, check: Check) -> None:
         reason = check(place)
         if reason is None:
             raise UserError(f"checkpoint {place} exists; existing checkpoints are not overwritten")
+        if is_bucket(folder) and not (place / COMMIT_MARKER).exists():
+            place.rmtree()
+            _log(f"warning: {place}, left by a save or deletion that did not end, is replaced")
+            return
         aside = folder / f"{step}.incomplete"
         while aside.exists():
             aside = aside.with_name(f"{aside.name}.again")
+        if is_bucket(folder):
+            (place / COMMIT_MARKER).unlink()
         place.rename(aside)
         _log(f"warning: checkpoint {place} is not whole ({reason}); it is kept as {aside}")
     for unfinished in folder.glob(f"{step}{_UNFINISHED}*"):
@@ -350,7 +370,7 @@ def find(
     Raises:
       UserError: there is no whole checkpoint, or the one asked for is not.
     """
-    path, check = _absolute(path), _check(items, verify)
+    path, check = to_path(path), _check(items, verify)
     if is_step(path):
         reason = check(path)
         if reason is not None:

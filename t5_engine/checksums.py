@@ -12,16 +12,16 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from flipped_core.errors import UserError
 from flipped_core.files import read_json
+from flipped_core.paths import files_below, read_blocks
 
 FILE = "checksums.json"
-_BLOCK = 1 << 24
 _MOST_THREADS = 8
 _CRC32 = re.compile(r"[0-9a-f]{8}")
 
@@ -36,11 +36,11 @@ class _Recorded(NamedTuple):
 def write(folder: epath.PathLike) -> None:
     """Writes `checksums.json`: for each file below `folder`'s own folders its length in bytes and its CRC-32."""
     folder = epath.Path(folder)
-    files = dict(_files(folder))
-    crc32s = _in_threads(_crc32, files.values())
+    files = _files(folder)
+    crc32s = _in_threads(_crc32, [folder / name for name in files])
     found = {
-        name: {"bytes": path.stat().length, "crc32": crc32}
-        for (name, path), crc32 in zip(files.items(), crc32s, strict=True)
+        name: {"bytes": length, "crc32": crc32}
+        for (name, length), crc32 in zip(files.items(), crc32s, strict=True)
     }
     (folder / FILE).write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
 
@@ -62,7 +62,7 @@ def differences(
     folder = epath.Path(folder)
     try:
         recorded = _read(folder / FILE)
-        found = dict(_files(folder))
+        found = _files(folder)
     except UserError as error:
         return [_printable(str(error))]
     except OSError as error:
@@ -75,19 +75,19 @@ def differences(
 
     def compare(name: str) -> str | None:
         contents = read is None or name.partition("/")[0] in read
-        return _difference(name, found.get(name), recorded[name], contents)
+        return _difference(folder / name, name, found.get(name), recorded[name], contents)
 
     lines += [line for line in _in_threads(compare, names) if line is not None]
     return [_printable(line) for line in lines]
 
 
 def _difference(
-    name: str, path: epath.Path | None, recorded: _Recorded, contents: bool
+    path: epath.Path, name: str, length: int | None, recorded: _Recorded, contents: bool
 ) -> str | None:
-    if path is None:
+    if length is None:
         return f"{name} is missing"
     try:
-        if (length := path.stat().length) != recorded.bytes:
+        if length != recorded.bytes:
             return f"{name}: expected {recorded.bytes} bytes, got {length}"
         if contents and (crc32 := _crc32(path)) != recorded.crc32:
             return f"{name}: expected CRC-32 {recorded.crc32}, got {crc32}"
@@ -130,23 +130,16 @@ def _why(error: BaseException) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def _files(folder: epath.Path) -> Iterator[tuple[str, epath.Path]]:
-    """(name below the checkpoint, path) of each file in its folders; files beside them are of the commit itself.
+def _files(folder: epath.Path) -> dict[str, int]:
+    """name below the checkpoint → length of each file in its folders; files beside them are of the commit itself.
 
     Hidden files are left out: systems put theirs anywhere (.DS_Store, .nfs…), and no format here has any.
     """
-
-    def below(path: epath.Path, name: str) -> Iterator[tuple[str, epath.Path]]:
-        for child in sorted(path.iterdir()):
-            child_name = f"{name}/{child.name}"
-            if child.is_dir():
-                yield from below(child, child_name)
-            elif not child.name.startswith("."):
-                yield child_name, child
-
-    for child in sorted(folder.iterdir()):
-        if child.is_dir():
-            yield from below(child, child.name)
+    return {
+        name: length
+        for name, length in files_below(folder).items()
+        if "/" in name and not name.rpartition("/")[2].startswith(".")
+    }
 
 
 def _in_threads(function: Any, values: Iterable[Any]) -> list[Any]:
@@ -158,7 +151,6 @@ def _in_threads(function: Any, values: Iterable[Any]) -> list[Any]:
 
 def _crc32(path: epath.Path) -> str:
     value = 0
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            value = zlib.crc32(block, value)
+    for block in read_blocks(path):
+        value = zlib.crc32(block, value)
     return f"{value:08x}"

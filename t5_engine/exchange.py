@@ -17,6 +17,7 @@ from etils import epath
 
 from flipped_core import hub
 from flipped_core.errors import UserError, unknown
+from flipped_core.paths import to_path
 from t5_engine import (
     checkpoints,
     checksums,
@@ -28,7 +29,7 @@ from t5_engine import (
 from t5_engine.config import T5Config
 from t5_engine.huggingface_folder import HuggingFaceWeights
 from t5_engine.model import Params
-from t5_engine.stored_arrays import BUCKET, Path
+from t5_engine.stored_arrays import Path
 from t5_engine.t5x_format import T5XWeights
 from t5_engine.weights import OwnWeights, Weights, to_params
 
@@ -65,11 +66,10 @@ def detect(path: str | pathlib.Path) -> str:
         return "hf"
     if t5x_files.is_checkpoint(path):
         return "t5x"
-    if str(path).startswith(BUCKET):
-        return "flipped"  # whose reader lists the bucket, and says what it misses there
-    if not pathlib.Path(path).exists():
+    folder = to_path(path)
+    if not folder.exists():
         raise UserError(f"no checkpoint at {path}: there is nothing")
-    if _is_own(pathlib.Path(path)):
+    if _is_own(folder):
         return "flipped"
     if huggingface_folder.is_folder(path):
         return "hf"
@@ -176,11 +176,9 @@ def moments_of(weights: Weights) -> dict[Path, np.ndarray] | None:
     return t5x_adafactor.moments_in_ours(stored) if stored else None
 
 
-def _is_own(path: pathlib.Path) -> bool:
+def _is_own(path: epath.Path) -> bool:
     if not path.is_dir():
         return False
-    if (path / checkpoints.FOLDER).is_dir() or checkpoints.is_step(epath.Path(path)):
+    if (path / checkpoints.FOLDER).is_dir() or checkpoints.is_step(path):
         return True
-    return any(
-        child.name.isdigit() and checkpoints.is_step(epath.Path(child)) for child in path.iterdir()
-    )
+    return any(child.name.isdigit() and checkpoints.is_step(child) for child in path.iterdir())

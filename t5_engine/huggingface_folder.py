@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from flipped_core import hub
+from flipped_core import hub, uploads
 from flipped_core.errors import UserError, unknown
+from flipped_core.paths import is_bucket, to_path
 from t5_engine import huggingface, tensor_files
 from t5_engine.config import T5Config
 from t5_engine.tensor_files import Tensors
@@ -57,10 +59,11 @@ class HuggingFaceWeights(Weights):
         """
         self.path, self.config = _read_config(path)
         self.step = 0
+        self._copies_in: tempfile.TemporaryDirectory[str] | None = None
         if hub.is_reference(self.path):
             files = hub.download(self.path, tensor_files.find)
         else:
-            files = tensor_files.find(self.path, _local(pathlib.Path(self.path)))
+            files = tensor_files.find(self.path, self._found)
         self.files = files
         self._tensors = Tensors(files)
         expected = huggingface.shapes(self.config)
@@ -72,6 +75,22 @@ class HuggingFaceWeights(Weights):
         self._copies = [name for name in huggingface.COPIES if name in self._tensors]
         for name in self._copies:
             refuse_other_shape(name, expected["shared.weight"], self._tensors.shape(name))
+
+    def _found(self, name: str) -> pathlib.Path | None:
+        """A file of the folder; from a bucket it is copied to a temporary folder that lives as long as this object."""
+        file = to_path(self.path) / name
+        if not file.is_file():
+            return None
+        if not is_bucket(file):
+            return pathlib.Path(file)
+        if self._copies_in is None:
+            self._copies_in = tempfile.TemporaryDirectory(
+                prefix="flipped.", ignore_cleanup_errors=True
+            )
+        copy = pathlib.Path(self._copies_in.name) / name
+        if not copy.exists():
+            uploads.download_file(file, copy)
+        return copy
 
     def leaf(self, path: Path) -> np.ndarray:
         leaf = huggingface.join(self.config, path, self._tensors)
@@ -101,7 +120,7 @@ def _read_config(path: str | pathlib.Path) -> tuple[str, T5Config]:
         file = hub.file(where, CONFIG)
         shown = f"{where}: {CONFIG}"
     else:
-        folder = pathlib.Path(path).absolute()
+        folder = to_path(path)
         if not is_folder(folder):
             raise UserError(f"no Hugging Face folder at {path}: expected {CONFIG} there")
         where, file = str(folder), folder / CONFIG
@@ -109,18 +128,9 @@ def _read_config(path: str | pathlib.Path) -> tuple[str, T5Config]:
     return where, huggingface.config_from_fields(tensor_files.read_json(file), shown)
 
 
-def _local(folder: pathlib.Path) -> tensor_files.Fetch:
-    """Finds the files that lie in a folder."""
-
-    def fetch(name: str) -> pathlib.Path | None:
-        return folder / name if (folder / name).is_file() else None
-
-    return fetch
-
-
 def is_folder(path: str | pathlib.Path) -> bool:
     """Whether a folder, or a repository of the hub, looks like one that `transformers` reads."""
-    return hub.is_reference(path) or (pathlib.Path(path) / CONFIG).is_file()
+    return hub.is_reference(path) or (to_path(path) / CONFIG).is_file()
 
 
 def write(

@@ -19,15 +19,28 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from flipped_core import failures, interrupts
+from etils import epath
+
+from flipped_core import failures, files, interrupts, uploads
 from flipped_core.errors import StorageError, UserError
 from flipped_core.files import read_json
 from flipped_core.owners import Owner, token_is_alive
+from flipped_core.paths import (
+    check_bucket,
+    explain,
+    files_below,
+    is_bucket,
+    is_hub,
+    read_blocks,
+    to_path,
+)
 from t5_engine import processes
 
 FILE = "manifest.json"
 FORMAT = 1
 _PARTIAL = ".partial"
+# What tells a reader that a folder is whole: of Hugging Face, T5X (Orbax, native) and ours; the manifest is the last.
+_MARKERS = ("config.json", "_METADATA", "checkpoint", "commit_success.txt", FILE)
 
 
 class _Described(NamedTuple):
@@ -39,16 +52,26 @@ class _Described(NamedTuple):
 
 @contextlib.contextmanager
 def new_folder(out: str | pathlib.Path) -> Iterator[pathlib.Path]:
-    """A fresh folder to fill, which gets its manifest and its name when all went well, else vanishes.
+    """A fresh local folder to fill, which gets its manifest and its name when all went well, else vanishes.
+
+    For a bucket it is a temporary one, which is then copied there: what a reader looks for comes last.
 
     Raises:
       UserError: there is something at `out` already, or the place cannot be written.
     """
-    out = pathlib.Path(out).absolute()
-    if out.exists() or out.is_symlink():
+    place = to_path(out, "OUT")
+    check_bucket(place, "OUT", write=True)
+    if place.exists() or os.path.islink(place):
         raise UserError(
-            f"{out} exists already; name a folder that does not, nothing is overwritten"
+            f"{place} exists already; name a folder that does not, nothing is overwritten"
         )
+    if is_bucket(place):
+        with files.temporary_folder() as folder:
+            yield folder
+            write(folder)
+            _upload(folder, place)
+        return
+    out = pathlib.Path(place)
     _remove_left(out)
     beside = out.with_name(f".{out.name}.{Owner.current().token}{_PARTIAL}")
     try:
@@ -83,6 +106,18 @@ def _remove_left(out: pathlib.Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def _upload(folder: pathlib.Path, place: epath.Path) -> None:
+    """Copies all files, of which those that make a reader take the folder for whole come last."""
+    names = sorted([*_names(folder), FILE], key=lambda name: (_last(name), name))
+    for name in names:
+        uploads.upload_file(folder / name, place / name)
+
+
+def _last(name: str) -> int:
+    base = name.rpartition("/")[2]
+    return _MARKERS.index(base) + 1 if base in _MARKERS else 0
+
+
 def write(folder: pathlib.Path) -> None:
     """Writes `manifest.json`: for each file of the folder its length in bytes and its SHA-256."""
     files = {name: _describe(folder / name)._asdict() for name in _names(folder)}
@@ -96,14 +131,15 @@ def problems(folder: str | pathlib.Path) -> list[str]:
     Raises:
       UserError: the folder has no manifest, or one that cannot be read.
     """
-    folder = pathlib.Path(folder)
-    return _differences(folder, _read(folder / FILE), _names(folder))
+    root = to_path(folder)
+    return _differences(root, _read(root / FILE), _names(root))
 
 
 def refuse_damaged(folder: str | pathlib.Path, patterns: Sequence[str]) -> None:
     """Refuses a folder whose files are not as its manifest, or that of the folder around it, says.
 
-    Does nothing where no manifest lists the folder, and in buckets. The processes of a run share the work.
+    Does nothing where no manifest lists the folder, and in repositories of the hub. The processes of a run share the
+    work.
 
     Args:
       folder: what will be read.
@@ -112,10 +148,10 @@ def refuse_damaged(folder: str | pathlib.Path, patterns: Sequence[str]) -> None:
     Raises:
       UserError: a file is missing, damaged or not in the manifest, or the manifest itself cannot be read.
     """
-    if "://" in str(folder):
+    if is_hub(folder):
         return
     try:
-        lines = _damage(pathlib.Path(folder), patterns)
+        lines = _damage(to_path(folder), patterns)
     except UserError as error:
         lines = [str(error)]
     said = (json.loads(text) for text in processes.from_all(json.dumps(lines)))
@@ -125,7 +161,7 @@ def refuse_damaged(folder: str | pathlib.Path, patterns: Sequence[str]) -> None:
         raise UserError(f"{folder} is not as it was written: {lines[0]}{more}")
 
 
-def _damage(folder: pathlib.Path, patterns: Sequence[str]) -> list[str]:
+def _damage(folder: epath.Path, patterns: Sequence[str]) -> list[str]:
     """What differs of this process's share of the files that match."""
     for root, prefix in ((folder, ""), (folder.parent, f"{folder.name}/")):
         if not (root / FILE).exists():
@@ -148,7 +184,7 @@ def _damage(folder: pathlib.Path, patterns: Sequence[str]) -> list[str]:
     return []
 
 
-def _read(file: pathlib.Path) -> Mapping[str, _Described]:
+def _read(file: epath.Path) -> Mapping[str, _Described]:
     """The files that a manifest lists; `UserError` where it is no manifest."""
     content = read_json(file)
     if content.get("format") != FORMAT:
@@ -165,7 +201,7 @@ def _read(file: pathlib.Path) -> Mapping[str, _Described]:
 
 
 def _differences(
-    root: pathlib.Path, listed: Mapping[str, _Described], found: Sequence[str]
+    root: epath.Path, listed: Mapping[str, _Described], found: Sequence[str]
 ) -> list[str]:
     told = [f"{_shown(name)}: missing" for name in listed if name not in set(found)]
 
@@ -179,14 +215,14 @@ def _differences(
         ]
 
 
-def _difference(file: pathlib.Path, expected: _Described) -> str | None:
+def _difference(file: epath.Path, expected: _Described) -> str | None:
     try:
-        if (size := file.stat().st_size) != expected.bytes:
+        if (size := file.stat().length) != expected.bytes:
             return f"{size} bytes, expected {expected.bytes}"
         if _describe(file) != expected:
             return "other bytes than were written"
     except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
+        return f"cannot be read: {explain(error)}"
     return None
 
 
@@ -194,25 +230,34 @@ def _shown(name: str) -> str:
     return name if name.isprintable() else repr(name)
 
 
-def copy(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies a file or a folder to a place where there is nothing yet."""
-    if source.is_dir():
+def copy(source: epath.PathLike, target: pathlib.Path) -> None:
+    """Copies a file or a folder, local or in a bucket, to a local place where there is nothing yet."""
+    source = to_path(source)
+    if is_bucket(source):
+        if not source.is_dir():
+            uploads.download_file(source, target)
+            return
+        for name in files_below(source):
+            uploads.download_file(source / name, target / name)
+    elif source.is_dir():
         shutil.copytree(source, target, copy_function=shutil.copyfile)
     else:
         shutil.copyfile(source, target)
 
 
-def _names(folder: pathlib.Path, prefix: str = "") -> list[str]:
+def _names(folder: epath.PathLike, prefix: str = "") -> list[str]:
     """The files below a folder (or below the folder `prefix` in it), the manifest left out."""
+    place = epath.Path(folder) / prefix
     try:
-        paths = [path for path in (folder / prefix).rglob("*") if path.is_file()]
+        names = [f"{prefix}{name}" for name in files_below(place)]
     except OSError as error:
-        raise UserError(f"{folder / prefix}: cannot be listed: {error.strerror or error}") from None
-    names = (path.relative_to(folder).as_posix() for path in paths)
+        raise UserError(f"{place}: cannot be listed: {explain(error)}") from None
     return sorted(name for name in names if name != FILE)
 
 
-def _describe(file: pathlib.Path) -> _Described:
-    with open(file, "rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    return _Described(file.stat().st_size, digest)
+def _describe(file: epath.PathLike) -> _Described:
+    digest, size = hashlib.sha256(), 0
+    for block in read_blocks(file):
+        digest.update(block)
+        size += len(block)
+    return _Described(size, digest.hexdigest())

@@ -13,11 +13,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import tqdm
+from etils import epath
 from tensorboardX import event_file_writer
 from tensorboardX.proto import event_pb2, summary_pb2
 
+from flipped_core import uploads
 from flipped_core.errors import UserError
 from flipped_core.files import write_atomically
+from flipped_core.paths import explain, is_bucket, to_path
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -38,7 +41,7 @@ class Reporter:
 
     def __init__(
         self,
-        model_dir: pathlib.Path,
+        model_dir: epath.PathLike,
         *,
         first_step: int,
         steps: int,
@@ -59,9 +62,12 @@ class Reporter:
           unreported: `unreported` of the run that this one goes on from, so that the next row is the same as without
             the interruption.
         """
-        self._file = model_dir / METRICS_FILE
-        _drop_after(self._file, first_step)
-        self._scalars = _Scalars(model_dir, purge_step=first_step + 1)
+        folder = to_path(model_dir, "model_dir")
+        self._file = folder / METRICS_FILE
+        kept = _drop_after(self._file, first_step)
+        self._rows = kept if is_bucket(folder) else None  # of a file that is rewritten
+        self._events = uploads.Uploaded(folder)
+        self._scalars = _Scalars(self._events.local, purge_step=first_step + 1)
         self._steps, self._period, self._label = steps, period, label
         self._nominal_rate = nominal_rate
         self._bar = (
@@ -116,16 +122,24 @@ class Reporter:
             self._report(step, learning_rate)
 
     def saved(self, seconds: float) -> None:
-        """Takes in how long a checkpoint held up the loop."""
+        """Takes in how long a checkpoint held up the loop; in a bucket, TensorBoard's files are as new as it."""
+        self._events.upload()
         _add(self._here, {"checkpoint_seconds": seconds})
 
     def _report(self, step: int, learning_rate: float) -> None:
         row = {"step": step, **self._means(), "learning_rate": learning_rate, **self._speeds()}
-        _append(self._file, json.dumps(row) + "\n")
+        self._append(json.dumps(row) + "\n")
         scalars = {f"train/{name}": value for name, value in row.items() if name != "step"}
         self._scalars.write(step, scalars)
         self._show(row)
         self._sums, self._here, self._since = {}, {}, time.perf_counter()
+
+    def _append(self, line: str) -> None:
+        if self._rows is not None:
+            self._rows += line
+            write_atomically(self._file, self._rows)
+            return
+        _append(pathlib.Path(self._file), line)
 
     def _means(self) -> dict[str, float]:
         sums = dict(self._sums)
@@ -173,6 +187,7 @@ class Reporter:
         if self._bar is not None:
             self._bar.close()
         self._scalars.close()
+        self._events.close()
 
 
 class _Scalars:
@@ -221,8 +236,8 @@ def _add(sums: dict[str, float], values: Mapping[str, float]) -> None:
         sums[name] = sums.get(name, 0.0) + value
 
 
-def _drop_after(file: pathlib.Path, step: int) -> None:
-    """Keeps the rows up to `step`, once each: those after it will come again.
+def _drop_after(file: epath.Path, step: int) -> str:
+    """Keeps the rows up to `step`, once each, and returns them: those after it will come again.
 
     A line that is no row, such as the last one of a run that was killed, is dropped with a warning.
 
@@ -232,9 +247,9 @@ def _drop_after(file: pathlib.Path, step: int) -> None:
     try:
         content = file.read_bytes()
     except FileNotFoundError:
-        return
+        return ""
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from None
+        raise UserError(f"cannot read {file}: {explain(error)}") from None
     kept: dict[int, bytes] = {}
     damaged = []
     for number, line in enumerate(content.split(b"\n"), 1):
@@ -251,8 +266,9 @@ def _drop_after(file: pathlib.Path, step: int) -> None:
             file=sys.stderr,
             flush=True,
         )
-    rows = [kept[at].decode() + "\n" for at in sorted(kept)]
-    write_atomically(file, "".join(rows))
+    text = "".join(kept[at].decode() + "\n" for at in sorted(kept))
+    write_atomically(file, text)
+    return text
 
 
 def _step_of(line: bytes) -> int | None:

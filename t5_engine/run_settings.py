@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from flipped_core.errors import UserError
 from flipped_core.settings import Resume, check_fields, setting
 from t5_engine import compilation_cache, launch
 from t5_engine.config import T5Config
@@ -90,7 +91,7 @@ class TrainConfig(ProcessGroup):
     """The settings of a training run that the engine reads.
 
     Raises:
-      UserError: a value is not of its type or out of its bounds.
+      UserError: a value is not of its type or out of its bounds, or no step is left for the decay.
     """
 
     model_dir: str = setting(
@@ -230,6 +231,14 @@ class TrainConfig(ProcessGroup):
         above=0,
         resume=Resume.FREE,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decay != "constant" and self.steps <= self.warmup_steps:
+            raise UserError(
+                f"TRAIN_STEPS: expected more than WARMUP_STEPS ({self.warmup_steps:,}), since DECAY is "
+                f"{self.decay!r}; got {self.steps:,}"
+            )
 
     @property
     def transform(self) -> optax.GradientTransformation:

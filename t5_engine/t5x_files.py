@@ -26,8 +26,8 @@ import orbax.checkpoint as ocp
 import tensorstore
 
 from flipped_core.errors import UserError, unknown
+from flipped_core.paths import is_bucket, to_path
 from t5_engine.stored_arrays import (
-    BUCKET,
     ORBAX_TREE,
     Folder,
     HeldArray,
@@ -79,8 +79,8 @@ def read(path: str | pathlib.Path) -> Tree:
     """The tree of a checkpoint; no array is read yet.
 
     Args:
-      path: of `checkpoint_<step>`, of the file `checkpoint` in it, or (no bucket) of the folder that holds the
-        steps, of which the newest is taken.
+      path: of `checkpoint_<step>`, of the file `checkpoint` in it, or of the folder that holds the steps, of
+        which the newest is taken.
 
     Raises:
       UserError: there is no T5X checkpoint, or one of a layout that is not known.
@@ -127,7 +127,7 @@ def step_of(tree: Tree) -> int:
 
 def is_checkpoint(path: str | pathlib.Path) -> bool:
     """Whether the files of one of the layouts, or the folder of a step, are there."""
-    if not str(path).startswith(BUCKET) and pathlib.Path(path).is_file():
+    if not is_bucket(path) and pathlib.Path(path).is_file():
         return pathlib.Path(path).name == TREE
     folder = Folder(path)
     files = (TREE, ORBAX_TREE, f"{STATE}/{ORBAX_TREE}", f"{STATE}/{TREE}")
@@ -191,8 +191,10 @@ def writer(layout: str) -> Callable[..., None]:
 
 def _find(path: str | pathlib.Path) -> Folder:
     """The folder of one checkpoint."""
-    if str(path).startswith(BUCKET):
-        return Folder(str(path).rstrip("/").removesuffix(f"/{TREE}"))
+    if is_bucket(path):
+        place = str(to_path(path)).removesuffix(f"/{TREE}")
+        steps = [] if _STEP.fullmatch(place.rpartition("/")[2]) else _steps(place)
+        return Folder(f"{place}/checkpoint_{max(steps)}" if steps else place)
     local = pathlib.Path(path).absolute()
     if local.is_file() and local.name == TREE:
         local = local.parent
@@ -204,10 +206,11 @@ def _find(path: str | pathlib.Path) -> Folder:
 
 
 def _steps(path: str | pathlib.Path) -> list[int]:
-    """The steps of the checkpoints in a local folder."""
-    if str(path).startswith(BUCKET) or not pathlib.Path(path).is_dir():
+    """The steps of the checkpoints in a folder."""
+    folder = to_path(path)
+    if not folder.is_dir():
         return []
-    found = [_STEP.fullmatch(child.name) for child in pathlib.Path(path).iterdir()]
+    found = [_STEP.fullmatch(child.name) for child in folder.iterdir()]
     return [int(match[1]) for match in found if match]
 
 

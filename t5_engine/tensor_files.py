@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import safetensors
+from etils import epath
 
 from flipped_core.errors import UserError
 from t5_engine.torch_files import TorchFile
@@ -134,14 +135,15 @@ def _fetched(
     return file
 
 
-def read_json(file: pathlib.Path) -> dict[str, Any]:
+def read_json(file: epath.PathLike) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
       UserError: it is none, is nested too deeply or is too long.
     """
     try:
-        size = file.stat().st_size
+        file = epath.Path(file)
+        size = file.stat().length
         if size > _MAX_JSON:
             raise UserError(f"{file}: expected at most {_MAX_JSON} bytes of JSON, got {size}")
         value = json.loads(file.read_text(encoding="utf-8"))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,8 +20,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from flipped_core import locks
+from flipped_core import locks, uploads
 from flipped_core.errors import UserError
+from flipped_core.paths import to_path
 from t5_engine import axes, checkpoints, exchange, partitioning, processes, run_folder, speed
 from t5_engine.axes import Layout
 from t5_engine.config import T5Config
@@ -143,7 +143,7 @@ class _Loop:
         self._rate = config.schedule
         self._started: _Started | None = None
         self._first = self._saved = 0
-        self._profiling = False
+        self._profile_files: uploads.Uploaded | None = None
 
     def run(
         self, state: TrainState, done: int, source: Iterator[Mapping[str, np.ndarray]]
@@ -259,12 +259,14 @@ class _Loop:
         end = min(begin + self._config.profile[1], self._config.steps + 1)
         if step == begin < end:
             jax.block_until_ready(state)
-            jax.profiler.start_trace(str(pathlib.Path(self._config.model_dir) / PROFILE_FOLDER))
-            self._profiling = True
-        elif step == end and self._profiling:
+            folder = to_path(self._config.model_dir, "model_dir") / PROFILE_FOLDER
+            self._profile_files = uploads.Uploaded(folder)
+            jax.profiler.start_trace(str(self._profile_files.local))
+        elif step == end and self._profile_files is not None:
             jax.block_until_ready(state)
             jax.profiler.stop_trace()
-            self._profiling = False
+            self._profile_files.close()
+            self._profile_files = None
 
     def _refuse_non_finite(self, started: _Started, metrics: Mapping[str, float]) -> None:
         for name in ("loss", "grad_norm"):
@@ -303,7 +305,7 @@ def _sizes(arrays: Mapping[str, jax.Array]) -> tuple[tuple[int, int], int]:
 def _reporter(config: TrainConfig, done: int, progress: Mapping[str, Any]) -> Reporter:
     rate = config.nominal_rate or speed.nominal_rate(jax.devices()[0].device_kind)
     return Reporter(
-        pathlib.Path(config.model_dir),
+        config.model_dir,
         first_step=done,
         steps=config.steps,
         period=config.log_period,

@@ -145,4 +145,5 @@ def kill_again_and_again(
             start()
         run_child(functools.partial(check, folder), folder)
         told["jobs"] += 1
+        print(told, file=sys.stderr, flush=True)
     return told

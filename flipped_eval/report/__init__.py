@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flipped_core.files import to_json, write_atomically
+from flipped_core.paths import to_path
 from flipped_eval.report.content import Report, collect
 
 
@@ -33,7 +33,7 @@ def write_report(
     from flipped_eval.report import markdown, page  # here, because matplotlib takes long to import
 
     report = collect(results, training_runs, title, extra)
-    folder = pathlib.Path(output)
+    folder = to_path(output, "output")
     write_atomically(folder / "report.json", to_json(report.to_json()))
     write_atomically(folder / "report.md", markdown.render(report))
     write_atomically(folder / "report.html", page.render(report))

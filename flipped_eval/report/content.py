@@ -17,8 +17,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from etils import epath
+
 from flipped_core.errors import UserError
 from flipped_core.files import Json
+from flipped_core.paths import explain, has_scheme, is_bucket, to_path
 from flipped_core.sealed import parse_json, read_json_file
 from flipped_eval import metrics, run_files, significance
 from flipped_eval import results as stored
@@ -182,13 +185,13 @@ def collect(
       UserError: nothing to report, or a file that cannot be read.
     """
     sources = [
-        source if isinstance(source, Mapping) else pathlib.Path(source) for source in results
+        source if isinstance(source, Mapping) else to_path(source, "results") for source in results
     ]
     found = [stored.results_of(source) for source in sources]
     if not found:
         raise UserError("results: expected at least one folder with results.json, got none")
     run_files.refuse_versions((count for one in found for count in one["counts"]), "results")
-    folders = [source for source in sources if isinstance(source, pathlib.Path)]
+    folders = [source for source in sources if isinstance(source, epath.Path)]
     labels = [run["label"] for one in found for run in one["runs"]]
     distinct = list(dict.fromkeys(labels))
     methods = tuple(sorted(distinct, key=lambda name: (_place(name), distinct.index(name))))
@@ -224,12 +227,14 @@ def collect(
     )
 
 
-def _trainings(folders: Iterable[pathlib.Path]) -> dict[str, Json]:
+def _trainings(folders: Iterable[epath.Path]) -> dict[str, Json]:
     """label -> the log of its training, where the run was one of ours and is still there; damaged ones are left out."""
     found: dict[str, Json] = {}
     for folder in folders:
         for label, place in run_files.checkpoints_of(folder).items():
-            if (pathlib.Path(place) / TRAINING_LOG).is_file():
+            if has_scheme(place) and not is_bucket(place):
+                continue  # a hub's, which has no log
+            if (to_path(place) / TRAINING_LOG).is_file():
                 try:
                     found[label] = read_training(place)
                 except UserError as error:
@@ -245,7 +250,7 @@ def _by_suite(lines: Iterable[Json]) -> list[Json]:
 
 def _comparisons(
     found: Sequence[Json],
-    folders: Sequence[pathlib.Path],
+    folders: Sequence[epath.Path],
     methods: Sequence[str],
     labels: Sequence[str],
 ) -> list[Json]:
@@ -269,11 +274,11 @@ def read_training(folder: str | os.PathLike[str]) -> Json:
       UserError: there is no `metrics.jsonl`, or a line of it is no record of a step (a last one that a kill has cut off
         or damaged is left out); or a file of its config is damaged.
     """
-    path = pathlib.Path(folder) / TRAINING_LOG
+    path = to_path(folder) / TRAINING_LOG
     try:
         lines = path.read_bytes().rstrip(b"\n").split(b"\n")
     except OSError as error:
-        raise UserError(f"training run {folder}: cannot read {path}: {error.strerror}") from error
+        raise UserError(f"training run {folder}: cannot read {path}: {explain(error)}") from error
     by_step: dict[int, Json] = {}
     for number, line in enumerate(lines, 1):
         try:
@@ -286,7 +291,7 @@ def read_training(folder: str | os.PathLike[str]) -> Json:
     config = {
         name: read_json_file(file)
         for name in ("run.json", "train_config.json", "model_config.json")
-        if (file := pathlib.Path(folder) / name).is_file()
+        if (file := to_path(folder) / name).is_file()
     }
     return {"records": [by_step[step] for step in sorted(by_step)], "config": config}
 

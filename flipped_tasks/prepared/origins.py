@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import orjson
 
 from flipped_core.errors import UserError, unknown
+from flipped_core.paths import to_local_path
 from flipped_tasks import bigbench, sources
 from flipped_tasks.datasets import DatasetSpec
 from flipped_tasks.files import SUFFIXES, check_split, read_csv, read_file, split_files
@@ -81,7 +82,7 @@ def open_origin(
         if pathlib.Path(source).is_dir():
             raise UserError(f"source: expected files:{source} for a folder, got {source!r}")
         raise unknown("source", source, KINDS)
-    root = pathlib.Path(folder).expanduser()
+    root = to_local_path(folder, "from")
     if not root.is_dir():
         raise UserError(f"from: expected a folder behind 'files:', there is none at {folder}")
     if bigbench.is_bigbench(spec.name):

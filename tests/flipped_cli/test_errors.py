@@ -75,7 +75,8 @@ def test_rows(tmp_path: pathlib.Path) -> None:
     got = render(*words, "-", given=f"{good}\n{good[:20]}\n")
     assert "line 2" in got and "not JSON" in got
     assert "expected a JSON object, got list" in render(*words, "-", given="[1]\n")
-    assert "not UTF-8" in render(*words, "-", given=b'{"premise": "\xff"}\n')
+    got = render(*words, "-", given=b'{"premise": "\xff"}\n')
+    assert "line 1: expected UTF-8, got another byte at 13" in got
     (tmp_path / "rows.jsonl").write_text(good, encoding="utf-8")
     assert "rows.jsonl" in render(*words, str(tmp_path / "row.jsonl"))
     assert "cannot be read" in render(*words, str(tmp_path))

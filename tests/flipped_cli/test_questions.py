@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 from click.testing import CliRunner
 
 from flipped_cli.main import main
+from flipped_cli.questions import read_questions
+from flipped_eval.inference import Question, render
 
 GOOD = '{"input": "x", "choices": ["a", "b"], "id": 7, "choice": "mine"}\n'
 
@@ -50,3 +55,41 @@ def test_a_file_that_is_not_there(tmp_path) -> None:
 def test_the_checkpoint_is_looked_for_before_its_vocabulary() -> None:
     for words in (("score", "--choices", "a", "b"), ("generate",)):
         assert mistake(*words, "--input", "x") == "no checkpoint at nowhere: there is nothing"
+
+
+RTE = {"premise": "A cat sat.", "hypothesis": "A cat stood.", "idx": 0}
+CSQA = {
+    "id": "1", "question": "Where do cats sleep?", "question_concept": "cat",
+    "choices": {"label": ["A", "B", "C"], "text": ["a box", "a lake", "a song"]},
+}  # fmt: skip
+
+
+def asked(dataset: str, template: str, row: dict[str, Any]) -> Question:
+    line = {"template": template, "dataset": dataset, "inputs": [json.dumps(row)], "jsonl": None}
+    ((_, question, _),) = read_questions(**line)
+    return question
+
+
+@pytest.mark.parametrize(
+    ("dataset", "template", "row", "column", "none", "allowed"),
+    [
+        ("super_glue/rte", "GPT-3 style", RTE, "label", (None, -1), (0, 1)),
+        ("commonsense_qa", "most_suitable_answer", CSQA, "answerKey", (None, ""), ("A", "B", "C")),
+    ],
+)
+def test_a_row_without_a_label_is_asked_like_one_with_any(
+    dataset: str, template: str, row: dict[str, Any], column: str, none: Any, allowed: Any
+) -> None:
+    """The label of a dataset's row says which choice is right, which a question need not know."""
+    labelled = [render(asked(dataset, template, {**row, column: label})) for label in allowed]
+    assert len({(found.prompt, found.choices) for found in labelled}) == 1
+    assert [found.correct for found in labelled] == list(range(len(allowed)))
+    for without in (row, *({**row, column: label} for label in none)):
+        question = asked(dataset, template, without)
+        assert isinstance(question.input, dict) and question.input[column] == allowed[0]
+        found = render(question)
+        assert (found.prompt, found.choices) == (labelled[0].prompt, labelled[0].choices)
+
+
+def test_a_label_that_is_given_stays() -> None:
+    assert asked("super_glue/rte", "GPT-3 style", {**RTE, "label": 1}).input["label"] == 1  # type: ignore[index]

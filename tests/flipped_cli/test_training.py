@@ -84,13 +84,27 @@ def test_a_vocabulary_that_does_not_fit_the_model(tmp_path: pathlib.Path, vocab_
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("address", ["gs://bucket/run", "gs:/bucket/run", "s3://bucket/run"])
-def test_buckets_are_no_folders_to_train_in(
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+@pytest.mark.parametrize("steps", [9, 10])
+def test_a_schedule_without_steps_to_decay_in_writes_nothing(
+    tmp_path: pathlib.Path, vocab_path: str, decay: str, steps: int
+) -> None:
+    folder = tmp_path / "run"
+    expected = r"TRAIN_STEPS: expected more than WARMUP_STEPS \(10\), since DECAY is"
+    with pytest.raises(UserError, match=expected):
+        run(folder, vocab_path, TRAIN_STEPS=steps, WARMUP_STEPS=10, DECAY=decay)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("address", ["gs:/bucket/run", "s3://bucket/run"])
+def test_other_schemes_are_no_folders_to_train_in(
     tmp_path: pathlib.Path, vocab_path: str, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     """`gs:/` is what `pathlib` makes of `gs://`. Nothing may be written: a folder named `gs:`, for instance."""
     monkeypatch.chdir(tmp_path)
-    expected = f"model_dir: expected a folder that all hosts see, got {address}; mount the bucket"
+    expected = (
+        f"MODEL_DIR: expected a path, got '{address}'; expected a local path or gs://BUCKET/NAME"
+    )
     with pytest.raises(UserError, match=expected):
         run(address, vocab_path)
     assert not list(tmp_path.iterdir())

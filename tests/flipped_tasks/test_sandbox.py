@@ -6,7 +6,7 @@ import time
 import pytest
 
 from flipped_core.errors import UserError
-from flipped_tasks import sandbox
+from flipped_tasks import render_limits
 from flipped_tasks.promptsource import TemplateSpec
 from flipped_tasks.rendering import Dropped, compile_template
 
@@ -29,6 +29,7 @@ def render(prompt, row=ROW, **how):
 DOUBLE = "{% set x = x + x %}" * 30
 BOMBS = {
     "loops": "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}{{text}}",
+    "short loops": "{% for i in range(16) %}" * 6 + "{% endfor %}" * 6 + "{{text}}",
     "loops that write nothing": "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
     "loops over text": "{% for a in long %}{% for b in long %}{{ a }}{% endfor %}{% endfor %}",
     "range": "{{ range(10**9) | list }}{{text}}",
@@ -111,7 +112,7 @@ def test_what_a_template_makes_in_all_is_bounded():
 
 
 def test_the_clock_is_the_last_resort(monkeypatch):
-    monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.05)
+    monkeypatch.setattr(render_limits, "MAX_SECONDS", 0.05)
     with pytest.raises(UserError, match="more than 0.05 s of CPU time"):
         render("{% for i in range(99999) %}{% if long in long %}{% endif %}{% endfor %}{{text}}")
 
@@ -137,10 +138,25 @@ def test_the_clock_is_the_last_resort(monkeypatch):
         ("{% set ns = namespace(x=0) %}{% for a in items %}{% set ns.x = ns.x + 1 %}{% endfor %}{{ns.x}}", "2"),
         ("{{ text[-1] }}{{ items[-1] }}{{ text.split(' ')[0] }}", "egreena"),
         ("{{ {-1: 'none', 1: 'one'}[label] }}", "one"),
+        ("{{ [1, 'a', text] | join('-') }}", "1-a-a kettle"),
+        ("{{ items | join }}", "redgreen"),
+        ("{{ [d, d] | join(', ', attribute='k') }}", "v, v"),
+        ("{{ ', '.join([text, items[0].upper()]) }}", "a kettle, RED"),
+        ("{{ text.split(' ', 1)[1].title() }}{{ text.startswith('a') }}", "KettleTrue"),
+        ("{% set range = text %}{{ range.upper() }}", "A KETTLE"),
+        ("{% for a in range(2) %}{% for b in range(2) %}{{ a }}{{ b }}{% endfor %}{% endfor %}", "00011011"),
     ],
 )  # fmt: skip
 def test_what_is_within_the_limits_is_as_in_jinja(prompt, expected):
     assert render(prompt).prompt == expected
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["{{ ', '.join([1]) }}", "{{ label.lower() }}", "{{ d.split() }}", "{{ text.split('') }}"],
+)
+def test_a_method_that_does_not_fit_the_row_drops_it(prompt):
+    assert render(prompt) == Dropped("render_error")
 
 
 @pytest.mark.parametrize(
