@@ -42,12 +42,14 @@ def shell(text: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def interrupted(work: str, *signals: signal.Signals, pause: float = 0.2) -> tuple[int, str, float]:
-    """Sends signals after "begun"; (code, stderr, seconds until the end)."""
+def interrupted(
+    work: str, *signals: signal.Signals, pause: float = 0.2, ready: str = "begun"
+) -> tuple[int, str, float]:
+    """Sends signals after the line `ready`; (code, stderr, seconds until the end)."""
     process = subprocess.Popen(
         command(work), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    assert process.stdout is not None and f"{ready}\n" in iter(process.stdout.readline, "")
     time.sleep(0.3)
     for number, one in enumerate(signals):
         if number:
@@ -74,9 +76,10 @@ def test_a_block_says_what_is_kept_and_cleans_up(tmp_path) -> None:
 from flipped_core import interrupts, locks
 import time
 with locks.hold({str(tmp_path / "run")!r}, "run"), interrupts.at_once(lambda: "the scores are kept"):
+    print("inside", flush=True)
     time.sleep(60)
 """
-    code, stderr, _ = interrupted(work, signal.SIGTERM)
+    code, stderr, _ = interrupted(work, signal.SIGTERM, ready="inside")
     assert (code, stderr) == (143, "interrupted (SIGTERM): the scores are kept\n")
     assert list(tmp_path.iterdir()) == []
 
