@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 FORMAT = 3  # of all files of the folder; 2 had no checksums
 RUN, PLAN = "run.json", "plan.json"
 NAMES = ("suite", "task", "template", "label_set", "dataset", "split")
+# Fields of `run.json` that files without a checksum do not have.
+ADDED_SINCE_CHECKSUMS = {"sources"}
 KEPT = "scores that are whole are not scored again"
 
 
@@ -92,7 +94,8 @@ def read_run(output_dir: epath.Path) -> Json | None:
 def _read(path: epath.Path, kind: type, remedy: str) -> Json:
     """A sealed file with the types of `kind`; what is wrong with it is told with the remedy."""
     try:
-        return records.checked(read_sealed(path, FORMAT, kind.__annotations__), kind, path)
+        older = set(kind.__annotations__) - ADDED_SINCE_CHECKSUMS
+        return records.checked(read_sealed(path, FORMAT, older), kind, path)
     except UserError as error:
         raise UserError(f"{error}; {remedy}") from error
 

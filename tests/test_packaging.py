@@ -45,7 +45,7 @@ def _tracked() -> list[pathlib.Path]:
 def test_metadata() -> None:
     setup = _setup()
     assert setup["python_requires"] == ">=3.11"
-    assert setup["entry_points"] == {"console_scripts": ["flipped = flipped_cli.main:main"]}
+    assert setup["entry_points"] == {"console_scripts": ["flipped = flipped_cli.__main__:start"]}
     extras = setup["extras_require"]
     assert isinstance(extras, dict)
     assert set(extras) == {"cuda", "gcs", "hub", "plan", "t5x", "test", "tpu"}

@@ -35,7 +35,7 @@ VALUES = [
     "{'inputs': -1, 'targets': 8}", "{1: 2}", "{'a': ['b']}", "{'a': 'b'}", "{[]: 1}", "{'a'}", "['a', None]",
     "['a', 1]", "[None]", "b'a'", "f'{1}'", "lambda: 1", "1 + 1", "a.b", "a.b = 3", "a=b", "=", "==", ":",
     "a:1", "import os", "include 'x'", "~", "~/a", "~nobody_here/a", "a/~/b", "/", "//", "gs://",
-    "gs://bucket/a", "s3://b/a", "hf://a/b", "file:///a", "\x00", "a\x00b", "\ud800", "é", "日本", "‮a",
+    "gs://bucket/a", "s3://b/a", "hf://a/b", "ftp://a", "\x00", "a\x00b", "\ud800", "é", "日本", "‮a",
     "\ufeff1", "１２", "[" * 300 + "]" * 300, "[" * 5000, "(" * 200 + "1" + ")" * 200, "-" * 1000 + "1",
     "a" * 100_000, "%s%n", "${HOME}", "$(touch x)", "adafactor", "Adam", "lineer", "bfloat16", "float16",
     "nlp14", "direct", "[%SEED]", "{'a': %SEED}", "[@f()]", "1 2", "a b",

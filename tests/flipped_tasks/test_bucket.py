@@ -218,7 +218,9 @@ def test_a_stopped_run_goes_on_in_a_bucket(bucket, files, monkeypatch) -> None:
         return encode(self, row, number)
 
     prepare = writing.prepare
-    monkeypatch.setattr(writing, "prepare", lambda *args: prepare(*args, shard_bytes=2_000))
+    monkeypatch.setattr(
+        writing, "prepare", lambda *args, **how: prepare(*args, **how, shard_bytes=2_000)
+    )
     with monkeypatch.context() as stopped:
         stopped.setattr(Schema, "encode", dying)
         assert call(*words).exit_code != 0

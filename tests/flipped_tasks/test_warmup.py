@@ -58,7 +58,7 @@ def test_a_tab_parts_a_text_and_what_comes_after_it(small_vocab_path):
 
 
 def test_a_sample_for_measuring_has_each_text_with_a_tab_twice(small_vocab_path):
-    vocab = load_vocabulary(small_vocab_path).tokens
+    vocab = load_vocabulary(small_vocab_path)
     pairs = warmup.sample_pairs(["no tab", "a question\tits answer"], vocab, 3)
     (plain, answer), (with_holes, after) = pairs
     assert plain == [*vocab.encode("a question"), vocab.eos]

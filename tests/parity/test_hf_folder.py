@@ -15,6 +15,7 @@ import pytest
 
 from flipped_cli import model_card, tokenizer_files
 from flipped_core.errors import UserError
+from flipped_eval.recipes import Recipe
 from flipped_tasks.tokens import Vocabulary
 from t5_engine import config as sizes
 from t5_engine import huggingface, huggingface_folder
@@ -246,8 +247,13 @@ def test_the_code_of_the_card_runs(
         **dict.fromkeys(("unlikelihood_weight", "z_loss"), 0.0),
         "task_modules": [],
     }
-    run = {"recipe": recipe} if mixture else {}
-    card = model_card.write_card("name", InMemory(CONFIG, params), run, {}, None, "tiny")
+    trained = Recipe("name")
+    if mixture:
+        method = mixture.removesuffix("_train")
+        trained = Recipe(
+            "name", method=method, lengths=recipe["lengths"], input_eos=True, run=recipe
+        )
+    card = model_card.write_card("name", InMemory(CONFIG, params), trained, {}, None, "tiny")
     (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {}

@@ -232,7 +232,7 @@ def step_of(report, step, **changes):
 
 def test_speeds_times_padding_and_mfu_are_logged(tmp_path, monkeypatch):
     clock = iter([0.0, 10.0, 10.0])
-    stopped = types.SimpleNamespace(perf_counter=lambda: next(clock))
+    stopped = types.SimpleNamespace(perf_counter=lambda: next(clock), time=lambda: 0.0)
     monkeypatch.setattr("t5_engine.reporting.time", stopped)
     report = reporter(tmp_path, nominal_rate=4e9)
     for step in range(1, 5):
