@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from flipped_core.errors import UserError
-from flipped_core.settings import Declared, Resume, declared, from_texts
+from flipped_core.settings import Declared, Resume, declared, from_texts, shown
 
 T = TypeVar("T")
 
@@ -78,13 +78,13 @@ def values_of(
 def _options(one: Declared) -> list[Callable[..., Any]]:
     setting = one.setting
     name = f"--{setting.option}"
-    shown: dict[str, Any] = {"help": setting.doc}
+    attributes: dict[str, Any] = {"help": setting.doc}
     if one.default not in (None, False, (), {}) and not one.required:
         default = one.default
         words = " ".join(default) if isinstance(default, tuple) else default
-        shown["help"] = f"{setting.doc} [default: {words}]"
+        attributes["help"] = f"{setting.doc} [default: {words}]"
     if setting.env:
-        shown["envvar"] = setting.env
+        attributes["envvar"] = setting.env
     if setting.keys:
         texts = {key: f"{setting.doc} ({key})" for key in setting.keys}
         return [
@@ -92,13 +92,15 @@ def _options(one: Declared) -> list[Callable[..., Any]]:
             for key, text in texts.items()
         ]
     if one.type is bool and one.default is False:
-        return [click.option(name, one.name, is_flag=True, **shown)]
+        return [click.option(name, one.name, is_flag=True, **attributes)]
     if one.type is bool or bool in typing.get_args(one.type):
-        return [click.option(f"{name}/--no_{setting.option}", one.name, default=None, **shown)]
+        return [click.option(f"{name}/--no_{setting.option}", one.name, default=None, **attributes)]
     several = _is_mapping(one) or (one.holds_text and not one.is_text)
-    shown["metavar"] = f"{setting.metavar or _metavar(one)}{'…' if several else ''}"
+    attributes["metavar"] = f"{setting.metavar or _metavar(one)}{'…' if several else ''}"
     return [
-        click.option(name, one.name, required=one.required, multiple=several, default=None, **shown)
+        click.option(
+            name, one.name, required=one.required, multiple=several, default=None, **attributes
+        )
     ]
 
 
@@ -126,7 +128,7 @@ def _pairs(one: Declared, words: Sequence[str]) -> dict[str, str]:
         key, sign, value = word.partition("=")
         if not (key and sign and value):
             raise UserError(
-                f"--{one.setting.option}: expected {one.setting.metavar or 'NAME=VALUE'}, got {word!r}"
+                f"--{one.setting.option}: expected {one.setting.metavar or 'NAME=VALUE'}, got {shown(word)}"
             )
         pairs[key] = value
     return pairs

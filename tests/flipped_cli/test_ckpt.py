@@ -189,4 +189,4 @@ def test_a_vocabulary_that_does_not_fit_is_refused(
     made: pathlib.Path, tmp_path: pathlib.Path, t5_vocab_path: str
 ):
     told = mistake("export", "--to", "hf", "--vocab", t5_vocab_path, made, tmp_path / "out")
-    assert "was trained with" in told and "is another vocabulary" in told
+    assert "is another vocabulary" in told

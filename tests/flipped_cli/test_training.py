@@ -79,10 +79,7 @@ def test_train_resume_refuse(tmp_path: pathlib.Path, vocab_path: str) -> None:
 
 
 def test_a_vocabulary_that_does_not_fit_the_model(tmp_path: pathlib.Path, vocab_path: str) -> None:
-    with pytest.raises(
-        UserError,
-        match=r"vocab_size: expected at least \d+, the ids of .* with its sentinels, got 256",
-    ):
+    with pytest.raises(UserError, match="T5Config.vocab_size: expected at least 500, the ids of"):
         run(tmp_path / "run", vocab_path, **{"T5Config.vocab_size": 256})
     assert not (tmp_path / "run").exists()
 
