@@ -397,12 +397,12 @@ def test_a_checkpoint_that_does_not_fit_its_model_is_refused(tmp_path, vocab_pat
         (["--split", "rte"], "--split: expected DATASET=SPLIT, got 'rte'"),
         (["--split", "super_glue/rte=trian"], "unknown split .*'trian'; nearest: 'train'"),
         (["--inputs", "64"], "--inputs and --targets: expected both or neither"),
-        (["--data_dir", "nowhere"], "data_dir: expected a folder, there is none at nowhere"),
+        (["--data_dir", "nowhere"], "data_dir: expected a folder, there is none at .*nowhere"),
         (["--label_sets", "nowhere.yaml"], "cannot read label sets"),
         (["--output", "SAME"], "output_dir: expected another folder than checkpoint_path"),
         (
             ["--checkpoint", "nowhere"],
-            "checkpoint_path: expected a folder, there is none at nowhere",
+            "checkpoint_path: expected a folder, there is none at .*nowhere",
         ),
     ],
 )

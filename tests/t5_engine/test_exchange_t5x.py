@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import functools
-import http.server
 import json
 import os
 import pathlib
 import subprocess
 import sys
-import threading
 import time
-import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.serialization
@@ -20,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 import tensorstore
+from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flipped_core.errors import UserError
@@ -28,6 +26,7 @@ from t5_engine.config import T5Config
 from t5_engine.model import unstack
 from t5_engine.t5x_format import T5XWeights
 from t5_engine.weights import OwnWeights, to_params
+from tests.gcs_emulator import Emulator
 from tests.t5_engine.stored import InMemory, assert_same
 
 STEP = 5
@@ -423,74 +422,36 @@ def test_states_without_a_counterpart(tmp_path: pathlib.Path, config: T5Config, 
     assert T5XWeights(written(tmp_path / "s", config, params, scanned=True)).moments() is None
 
 
-@pytest.fixture
-def bucket(tmp_path: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
-    """A folder that is served as the bucket `gs://weights` over HTTP, and where on this machine."""
-    root = tmp_path / "bucket"
-    root.mkdir()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            _, _, name = urllib.parse.urlparse(self.path).path.partition("/b/weights/o/")
-            file = root / urllib.parse.unquote(name)
-            content = file.read_bytes() if name and file.is_file() else None
-            status, part = 404, b""
-            if content is not None:
-                first, _, last = self.headers.get("Range", "bytes=0-")[6:].partition("-")
-                status = 206 if "Range" in self.headers else 200
-                part = content[int(first) : int(last) + 1 if last else None]
-            self.send_response(status)
-            if status == 206 and content is not None:
-                end = int(first) + len(part) - 1
-                self.send_header("Content-Range", f"bytes {first}-{end}/{len(content)}")
-            self.send_header("Content-Length", str(len(part)))
-            self.send_header("x-goog-generation", "1")
-            self.end_headers()
-            self.wfile.write(part)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield root, f"127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
 READ_BUCKET = """
 import sys
 from t5_engine import exchange
 from t5_engine.t5x_format import T5XWeights
 from t5_engine.weights import leaves
 for layout in ("native", "orbax"):
-    path = f"gs://weights/{layout}/checkpoint_5"
+    path = f"gs://bucket/{layout}/checkpoint_5"
     assert exchange.detect(path) == "t5x"
     weights = exchange.open_checkpoint(path)
     print(layout, weights.step, sum(float(abs(weights.leaf(p)).sum()) for p in leaves(weights.config)))
 try:
-    T5XWeights("gs://weights/nothing")
+    T5XWeights("gs://bucket/nothing")
 except ValueError as error:
     print(error)
 """
 
 
 def test_checkpoints_in_a_bucket_are_read(
-    bucket: tuple[pathlib.Path, str], config: T5Config, params: Any
+    gcs: Emulator, tmp_path: pathlib.Path, config: T5Config, params: Any
 ):
-    """Both layouts, with TensorStore's own client of buckets; it looks up the server's address when it is loaded."""
-    root, server = bucket
+    """Both layouts, in a process of its own: TensorStore looks up the server's address when it is loaded."""
     for layout in t5x_files.WRITERS:
-        written(root / layout, config, params, layout=layout)
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "TENSORSTORE_GCS_HTTP_URL": f"http://{server}",
-        "GCE_METADATA_ROOT": server,  # else the client asks the network for credentials
-    }
+        written(tmp_path / layout, config, params, layout=layout)
+    for file in tmp_path.rglob("*"):
+        if file.is_file():
+            target = epath.Path("gs://bucket") / file.relative_to(tmp_path).as_posix()
+            target.write_bytes(file.read_bytes())
     result = subprocess.run(
         [sys.executable, "-c", READ_BUCKET],
-        env=environment,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
         cwd=pathlib.Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -503,4 +464,4 @@ def test_checkpoints_in_a_bucket_are_read(
         name, step, found = line.split()
         assert (name, step) == (layout, str(STEP))
         assert abs(float(found) - total) < 1e-5 * total
-    assert "no T5X checkpoint at gs://weights/nothing: expected a file 'checkpoint'" in error
+    assert "no T5X checkpoint at gs://bucket/nothing: expected a file 'checkpoint'" in error
