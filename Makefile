@@ -56,7 +56,7 @@ pretrain: $(DEMO_READY)
 	$(PY) -m flipped_cli.main pretrain
 
 test: $(TEST_READY)
-	$(PY) -m pytest -q -n 2 --dist loadfile -m "not slow" $(PYTEST_ARGS)
+	$(PY) -m pytest -q -n 2 --dist loadfile -m "not slow" --timeout 300 --timeout-method thread $(PYTEST_ARGS)
 
 lint: $(TEST_READY)
 	$(PY) -m ruff check .

@@ -106,6 +106,7 @@ setup(
             "mypy>=1.10",
             "pandas>=2.2",
             "pytest>=8.0",
+            "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",
             "ruff>=0.6",
             "setuptools<81",

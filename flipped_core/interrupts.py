@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -48,17 +47,17 @@ class AtOnce(Handler):
         self,
         kept: Callable[[], str] | None = None,
         clean_up: tuple[Callable[[], object], ...] = (),
-        ending: threading.Lock | None = None,
+        ending: dict[str, tuple[int, object]] | None = None,
         output: int = 2,
     ) -> None:
         """Args:
         kept: what the line says behind the signal's name.
         clean_up: called before the end, the last first.
-        ending: held by the thread that ends the process.
+        ending: gets the thread that ends the process, and the call in which it does.
         output: the file descriptor of the line.
         """
         self.kept, self.clean_up, self.output = kept, clean_up, output
-        self.ending = ending or threading.Lock()
+        self.ending = {} if ending is None else ending
 
     def within(
         self, kept: Callable[[], str] | None, clean_up: Callable[[], object] | None
@@ -73,10 +72,20 @@ class AtOnce(Handler):
     def received(self, signum: int) -> None:
         self.end(signum)
 
-    def end(self, signum: int, kept: Callable[[], str] | None = None) -> NoReturn:
-        """Says so, cleans up and leaves; `kept` replaces the handler's own."""
-        while not self.ending.acquire(blocking=False):  # the other thread does it
-            time.sleep(1)
+    def end(self, signum: int, kept: Callable[[], str] | None = None) -> None:
+        """Says so, cleans up and leaves; `kept` replaces the handler's own.
+
+        Returns only where a further signal interrupts the ending of the same thread, which then continues.
+        """
+        this = (threading.get_ident(), object())
+        first = self.ending.setdefault(
+            "by", this
+        )  # atomic: a signal may come at any point of this method
+        if first is not this:
+            if first[0] == this[0]:
+                return
+            while True:  # the other thread ends the process
+                time.sleep(1)
         words = ""
         with contextlib.suppress(Exception):
             words = ((kept or self.kept) or str)()

@@ -82,6 +82,7 @@ class Termination(interrupts.Handler):
         previous = self._previous.get(signum)
         if isinstance(previous, interrupts.AtOnce):
             previous.end(signum, self._kept)
+            return
         if threading.current_thread() is threading.main_thread():
             signal.signal(signum, signal.SIG_DFL if previous is None else previous)
             signal.raise_signal(signum)

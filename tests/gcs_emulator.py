@@ -20,7 +20,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from http import HTTPStatus, server
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib import request
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from gcp_storage_emulator import server as emulator
 from gcp_storage_emulator.exceptions import NotFound
@@ -62,6 +63,11 @@ class Emulator:
     def read(self, name: str, bucket: str = BUCKET) -> bytes:
         """The content of an object."""
         return self.storage.get_file(bucket, name)
+
+    def write(self, name: str, content: bytes, bucket: str = BUCKET) -> None:
+        """Uploads an object, as a client would."""
+        url = f"{self.address}/upload/storage/v1/b/{bucket}/o?uploadType=media&name={quote(name, safe='')}"
+        request.urlopen(request.Request(url, data=content, method="POST"), timeout=10).close()
 
     def environment(self) -> dict[str, str]:
         """The variables that point etils, gcsfs and TensorStore at this server."""

@@ -89,6 +89,22 @@ def test_impatience_does_no_harm() -> None:
     assert (code, stderr) == (130, "interrupted (Ctrl-C)\n")
 
 
+def test_a_signal_amid_the_ending_does_not_stop_it() -> None:
+    """The main thread, which ends the process, is interrupted by another signal before it has left."""
+    work = """
+from flipped_core import interrupts
+import os, signal, time
+def kept():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+    return "all is kept"
+with interrupts.at_once(kept):
+    signal.set_wakeup_fd(-1)  # so that the main thread is the one to end
+    signal.raise_signal(signal.SIGINT)
+"""
+    assert run(work) == (130, "begun\n", "interrupted (Ctrl-C): all is kept\n")
+
+
 def test_signals_that_were_ignored_stay_so() -> None:
     """As by nohup, or by a shell for what it runs in the background."""
     work = "import os, signal\nos.kill(os.getpid(), signal.SIGHUP)\nprint('done')"

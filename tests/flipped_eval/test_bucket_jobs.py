@@ -66,9 +66,7 @@ def test_a_shard_that_is_damaged_in_a_bucket_is_scored_again(gcs: Emulator, run_
     [name] = [name for name in gcs.names() if name.startswith("out/scores/")]
     content = bytearray(gcs.read(name))
     content[len(content) // 2] ^= 1
-    gcs.storage.delete_file("bucket", name)
-    about = {"name": name, "bucket": "bucket", "size": str(len(content)), "generation": "7"}
-    gcs.storage.create_file("bucket", name, bytes(content), about)
+    gcs.write(name, bytes(content))
     scorer = HashScorer()
     run_job(OUT, scorer=scorer, **JOB)
     assert 0 < len(scorer.calls) and gcs.read("out/results.json") == before

@@ -50,9 +50,7 @@ def put_back(gcs: Emulator, found: dict[str, bytes]) -> None:
         if name not in found:
             gcs.storage.delete_file(BUCKET, name)
     for name, content in found.items():
-        about = {"name": name, "bucket": BUCKET, "size": str(len(content)), "generation": "1"}
-        about["contentType"] = "application/octet-stream"
-        gcs.storage.create_file(BUCKET, name, content, about)
+        gcs.write(name, content)
 
 
 def steps_in(gcs: Emulator) -> set[str]:
@@ -114,14 +112,16 @@ def test_a_save_or_deletion_cut_at_any_request_never_passes_for_whole(gcs: Emula
                     for name, content in whole[step].items()
                     if name.startswith(folder)
                 ), (step, sorted(state))
-    for state in seen[:: len(seen) // 2]:
-        put_back(gcs, state)
+    for number, state in enumerate(seen[:: len(seen) // 2]):
+        # Under another name: a bucket never goes back to earlier objects, which TensorStore relies on.
+        put_back(gcs, {f"{number}/{name}": content for name, content in state.items()})
+        run = RUN.replace("/run", f"/{number}/run")
         step = 2 if marker.format(2) in state else 1
-        assert value(RUN) == (step, float(step))
+        assert value(run) == (step, float(step))
         other = 3 - step
         if marker.format(other) not in state:
             with pytest.raises(UserError):
-                checkpoints.find(f"{RUN}/checkpoints/{other}")
+                checkpoints.find(f"{run}/checkpoints/{other}")
 
 
 def test_a_run_resumes_where_a_save_was_cut(
