@@ -20,6 +20,9 @@ from t5_engine.axes import constrain, gathered
 from t5_engine.config import T5Config
 from t5_engine.ragged import Ragged
 
+# Of a packed row; a mask of dropout is drawn for each.
+MAX_SEGMENTS = 63
+
 Initializer = Callable[[jax.Array, Sequence[int], Any], jax.Array]
 
 ATTENTION_INIT: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
@@ -93,13 +96,21 @@ class Dropout(nn.Module):
     broadcast: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, deterministic: bool, segment_ids: jax.Array | None = None
+    ) -> jax.Array:
+        """Drops features of x [B, S, ...] unless `deterministic`; `segment_ids` [B, S] draws for each segment."""
         if deterministic or not self.rate:
             return x
         shape = list(x.shape)
-        shape[self.broadcast] = 1
+        shape[self.broadcast] = 1 if segment_ids is None else MAX_SEGMENTS + 1
         keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, shape)
-        return (x * jnp.where(keep, 1 / (1 - self.rate), 0.0)).astype(x.dtype)
+        factor = jnp.where(keep, 1 / (1 - self.rate), 0.0)
+        if segment_ids is not None:
+            factor = jax.vmap(lambda one, ids: one.at[ids].get(mode="promise_in_bounds"))(
+                factor, segment_ids
+            )
+        return (x * factor).astype(x.dtype)
 
 
 class Embed(nn.Module):
@@ -275,12 +286,14 @@ class GatedMlp(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, deterministic: bool, segment_ids: jax.Array | None = None
+    ) -> jax.Array:
         config = self.config
 
         def into(name: str) -> Dense:
             return Dense(config.mlp_dim, ("embed", "mlp"), DENSE_INIT, config.dtype, name=name)
 
         hidden = nn.gelu(into("wi_0")(x), approximate=True) * into("wi_1")(x)
-        hidden = Dropout(config.dropout_rate, broadcast=-2)(hidden, deterministic)
+        hidden = Dropout(config.dropout_rate, broadcast=-2)(hidden, deterministic, segment_ids)
         return Dense(config.emb_dim, ("mlp", "embed"), DENSE_INIT, config.dtype, name="wo")(hidden)

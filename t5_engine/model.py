@@ -36,9 +36,15 @@ PAD = 0
 Params = dict[str, Any]
 
 
-def _dropout(config: T5Config, x: jax.Array, deterministic: bool) -> jax.Array:
+def _dropout(
+    config: T5Config, x: jax.Array, deterministic: bool, segment_ids: jax.Array | None
+) -> jax.Array:
     """Dropout of the residual stream: the same features for all positions of an example, as in T5X."""
-    return Dropout(config.dropout_rate, broadcast=-2)(x, deterministic)
+    return Dropout(config.dropout_rate, broadcast=-2)(x, deterministic, segment_ids)
+
+
+def _query_segments(bias: Bias) -> jax.Array | None:
+    return None if bias.segment_ids is None else bias.segment_ids[0]
 
 
 class EncoderLayer(nn.Module):
@@ -49,15 +55,15 @@ class EncoderLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, bias: Bias, ragged: Ragged | None) -> tuple[jax.Array, None]:
-        config, off = self.config, self.deterministic
+        config, off, segments = self.config, self.deterministic, _query_segments(bias)
         with jax.named_scope("attention"):
             y = RMSNorm(config, name="pre_attention_layer_norm")(x)
             y = Attention(config, name="attention")(y, y, bias, off, ragged)
-            x = x + _dropout(config, y, off)
+            x = x + _dropout(config, y, off, segments)
         with jax.named_scope("mlp"):
             y = RMSNorm(config, name="pre_mlp_layer_norm")(x)
-            y = GatedMlp(config, name="mlp")(y, off)
-            x = x + _dropout(config, y, off)
+            y = GatedMlp(config, name="mlp")(y, off, segments)
+            x = x + _dropout(config, y, off, segments)
         return x, None
 
 
@@ -76,21 +82,21 @@ class DecoderLayer(nn.Module):
         cross_bias: Bias,
         ragged: tuple[Ragged | None, Ragged | None],
     ) -> tuple[jax.Array, None]:
-        config, off = self.config, self.deterministic
+        config, off, segments = self.config, self.deterministic, _query_segments(self_bias)
         with jax.named_scope("self_attention"):
             y = RMSNorm(config, name="pre_self_attention_layer_norm")(x)
             attention = Attention(config, causal=True, name="self_attention")
             y = attention(y, y, self_bias, off, ragged[0])
-            x = x + _dropout(config, y, off)
+            x = x + _dropout(config, y, off, segments)
         with jax.named_scope("cross_attention"):
             y = RMSNorm(config, name="pre_cross_attention_layer_norm")(x)
             attention = Attention(config, name="encoder_decoder_attention")
             y = attention(y, encoded, cross_bias, off, ragged[1])
-            x = x + _dropout(config, y, off)
+            x = x + _dropout(config, y, off, segments)
         with jax.named_scope("mlp"):
             y = RMSNorm(config, name="pre_mlp_layer_norm")(x)
-            y = GatedMlp(config, name="mlp")(y, off)
-            x = x + _dropout(config, y, off)
+            y = GatedMlp(config, name="mlp")(y, off, segments)
+            x = x + _dropout(config, y, off, segments)
         return x, None
 
 
@@ -136,11 +142,11 @@ class Encoder(nn.Module):
             bias = Bias(relpos(x.shape[1], x.shape[1]), padding_mask)
         else:
             bias = Bias(relpos(ragged.keys.shape[2], ragged.keys.shape[2]))
-        x = _dropout(config, x, deterministic)
+        x = _dropout(config, x, deterministic, segment_ids)
         layers = _layers(EncoderLayer, config, config.num_encoder_layers, inputs=2)
         x, _ = layers(config, deterministic, name=STACKED)(x, bias, ragged)
         x = RMSNorm(config, name="encoder_norm")(x)
-        return _dropout(config, x, deterministic)
+        return _dropout(config, x, deterministic, segment_ids)
 
 
 class Decoder(nn.Module):
@@ -162,18 +168,18 @@ class Decoder(nn.Module):
         config = self.config
         relpos = RelativePositionBias(config, bidirectional=False, name="relpos_bias")
         length = x.shape[1] if ragged is None else ragged[0].queries.shape[2]
-        x = _dropout(config, x, deterministic)
+        targets = None if segment_ids is None else segment_ids[1]
+        x = _dropout(config, x, deterministic, targets)
         self_bias, cross_bias = Bias(relpos(length, length)), Bias(padding_mask=padding_mask)
         if segment_ids is not None:
-            inputs, targets = segment_ids
-            self_bias = self_bias._replace(segment_ids=(targets, targets))
-            cross_bias = Bias(segment_ids=(targets, inputs))
+            self_bias = self_bias._replace(segment_ids=(segment_ids[1], segment_ids[1]))
+            cross_bias = Bias(segment_ids=(segment_ids[1], segment_ids[0]))
         layers = _layers(DecoderLayer, config, config.num_decoder_layers, inputs=4)
         x, _ = layers(config, deterministic, name=STACKED)(
             x, encoded, self_bias, cross_bias, ragged or (None, None)
         )
         x = RMSNorm(config, name="decoder_norm")(x)
-        x = _dropout(config, x, deterministic)
+        x = _dropout(config, x, deterministic, targets)
         if not logits:
             return x
         with jax.named_scope("logits"):
