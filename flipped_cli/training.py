@@ -101,7 +101,8 @@ def _run(run: TrainRun, operative_gin: str, lock: locks.Lock | None) -> Any:
 
     _register(run)
     mesh = partitioning.make_mesh(run.model_parallelism)
-    share = partitioning.host_share(mesh, run.batch_size)
+    # Processes pack alike without asking each other, since each reads the whole batch.
+    share = partitioning.HostShare() if run.pack else partitioning.host_share(mesh, run.batch_size)
     stream = functools.partial(_arrays, run, share)
     # The first batch is drawn before anything is written: bad rows must not leave a folder behind.
     from_start = stream(0)

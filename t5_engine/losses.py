@@ -123,10 +123,10 @@ def objective(
     Args:
       config: the model's.
       params: the model's.
-      batch: padded: `encoder_input_tokens` [B, S], `decoder_input_tokens`, `decoder_target_tokens` and
+      batch: padded, `encoder_input_tokens` [B, S], `decoder_input_tokens`, `decoder_target_tokens` and
         `decoder_loss_weights` [B, T]; for the unlikelihood term also `wrong_encoder_input_tokens` [B, S], the
         input with a wrong choice, and `wrong_weights` [B], 0 where an example has no wrong choice. Or packed, as
-        `packing.pack` makes it.
+        `packing.lay_out` makes it.
       lambda_unlikelihood: the weight of L_UL. With 0, or without wrong inputs in the batch, the model runs once.
       z_loss: see `cross_entropy`.
       dropout_key: a key switches dropout on.
@@ -135,7 +135,8 @@ def objective(
 
     Returns:
       (loss, metrics), metrics being float32 scalars: loss, loss_lm, loss_ul (without its factor), accuracy (of the
-      most probable next token), tokens (of targets), input_tokens (those with wrong choices included), examples.
+      most probable next token), tokens (of targets), input_tokens (those with wrong choices included), examples, and
+      useful_tokens: of inputs, and of targets as often as the model sees them.
     """
     packed = "encoder_segment_ids" in batch
     with_wrong = (
@@ -161,20 +162,24 @@ def objective(
         loss_lm = cross_entropy(found, weights, z_loss) / divisor
         loss_ul = unlikelihood(found, wrong_weights) / divisor if with_wrong else jnp.zeros(())
     loss = loss_lm + lambda_unlikelihood * loss_ul
-    starts = weights > 0
-    if segment_ids is not None:  # the first token of each sequence
+    useful = (weights != 0) | (wrong_weights != 0)
+    if segment_ids is None:
+        examples = jnp.any(weights > 0, axis=-1)
+        input_tokens = (inputs != PAD) & jnp.any(useful, axis=-1, keepdims=True)
+    else:  # the first token of each sequence; examples of weight 0 are not in a packed batch
         before = jnp.pad(segment_ids[1], ((0, 0), (1, 0)))[:, :-1]
-        examples = jnp.sum(starts & (segment_ids[1] != before))
-    else:
-        examples = jnp.sum(jnp.any(starts, axis=-1))
+        examples = (weights > 0) & (segment_ids[1] != before)
+        input_tokens = inputs != PAD
     metrics = {
         "loss": loss,
         "loss_lm": loss_lm,
         "loss_ul": loss_ul,
         "accuracy": jnp.sum(found.hit * weights) / divisor,
         "tokens": jnp.sum(weights),
-        "input_tokens": jnp.sum(inputs != PAD).astype(jnp.float32),
-        "examples": examples.astype(jnp.float32),
+        "input_tokens": jnp.sum(input_tokens, dtype=jnp.float32),
+        "examples": jnp.sum(examples, dtype=jnp.float32),
+        "useful_tokens": jnp.sum(input_tokens, dtype=jnp.float32)
+        + jnp.sum(useful, dtype=jnp.float32),
     }
     return loss, metrics
 

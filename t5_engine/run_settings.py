@@ -178,6 +178,29 @@ class TrainConfig(ProcessGroup):
         minimum=1,
         resume=Resume.FREE,
     )
+    pack: bool = setting(
+        "Rows hold several examples each; False pads every example to TASK_FEATURE_LENGTHS.",
+        True,
+        macro="PACK",
+        resume=Resume.FREE,
+    )
+    pack_lengths: Mapping[str, int] | None = setting(
+        "Lengths of packed rows; None chooses them from the lengths of the first batches.",
+        None,
+        macro="PACK_LENGTHS",
+        unit="tokens",
+        minimum=1,
+        keys=FEATURES,
+        resume=Resume.FREE,
+    )
+    pack_rows: tuple[int, ...] | None = setting(
+        "Numbers of rows that packed batches are filled up to; None chooses at most four likewise.",
+        None,
+        macro="PACK_ROWS",
+        unit="rows",
+        minimum=1,
+        resume=Resume.FREE,
+    )
     checkpoint_period: int = setting(
         "Steps between checkpoints; one is always written at the end.",
         1000,
