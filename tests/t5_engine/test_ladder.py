@@ -103,7 +103,11 @@ def test_rows_that_the_user_sets():
     [
         ({"inputs": 23, "targets": 12}, None, r"PACK_LENGTHS\['inputs'\]: expected at least 24, "),
         ({"inputs": 24, "targets": 11}, None, r"PACK_LENGTHS\['targets'\]: expected at least 12, "),
-        (None, (2,), r"PACK_ROWS: expected at least the \d+ rows that a batch needs, got 2 at most"),
+        (
+            None,
+            (2,),
+            r"PACK_ROWS: expected at least the \d+ rows that a batch needs, got 2 at most",
+        ),
         (None, (12, 15), r"PACK_ROWS: expected multiples of 2 \(devices .* x microb.*\), got 15"),
     ],
 )
@@ -119,5 +123,7 @@ def test_a_later_example_that_is_too_long_is_one_line():
     for name, array in short.items():
         short[name] = array[3:]
     found = ladder.fit([short], 1, cost, {"inputs": LENGTHS[0] - 1, "targets": LENGTHS[1]})
-    with pytest.raises(UserError, match=r"PACK_LENGTHS\['inputs'\]: expected at least 24, .* so far"):
+    with pytest.raises(
+        UserError, match=r"PACK_LENGTHS\['inputs'\]: expected at least 24, .* so far"
+    ):
         found.pack(batch_of("direct"))

@@ -150,13 +150,13 @@ def test_rows_are_filled_in_both_directions():
     for row in rows:
         assert inputs[row].sum() <= 512 and targets[row].sum() <= 176
     fewest = max(inputs.sum() / 512, targets.sum() / 176)
-    assert len(rows) < 1.06 * fewest
+    assert len(rows) < 1.08 * fewest
     assert packing.assign(np.array([], int), np.array([], int), 4, 4) == []
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_dropout_is_drawn_for_each_segment_and_feature(dtype):
-    rows, segments, length, features = 6, 9, 4, 512
+    rows, segments, length, features = 30, 9, 2, 512
     ids = np.repeat(np.arange(segments), length)[None].repeat(rows, 0)
     x = jnp.ones((rows, segments * length, features), dtype)
     drop = functools.partial(segment_dropout, segment_ids=ids, key=jax.random.key(3), rate=0.1)
