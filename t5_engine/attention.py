@@ -124,7 +124,8 @@ def attend_by_cudnn(
 ) -> jax.Array:
     """As `attend_plainly`, by cuDNN's fused kernel, which keeps no logits in memory.
 
-    bfloat16 with a softmax in float32; the bias of positions is rounded to bfloat16.
+    bfloat16 with a softmax in float32; the bias of positions is rounded to bfloat16. Packed rows are attended to
+    plainly: cuDNN would take their segments as part of a bias [B', N, T, S], which was never run on a GPU.
 
     Raises:
       UserError: not on an NVIDIA GPU, or an odd number of queries or keys.
@@ -133,6 +134,8 @@ def attend_by_cudnn(
         raise UserError(
             f"attention: 'cudnn' runs on NVIDIA GPUs, and the device here is {platform()!r}; use 'plain'"
         )
+    if bias.segment_ids is not None:
+        return attend_plainly(query, key, value, bias, causal)
     queries, keys = query.shape[1], key.shape[1]
     if queries % 2 or keys % 2:
         raise UserError(
@@ -148,7 +151,6 @@ def attend_by_cudnn(
         key,
         value,
         position,
-        None if bias.segment_ids is None else same_segment(bias.segment_ids),
         scale=1.0,
         is_causal=causal,
         key_value_seq_lengths=lengths,

@@ -17,7 +17,7 @@ LIMITS = (512, 128)
 
 
 def cost(inputs, targets):
-    return speed.forward_flops(size("small"), inputs, targets)
+    return speed.forward_flops(size("xl"), inputs, targets)
 
 
 def drawn(seed, count=240, wrong=False, swapped=False):
@@ -104,7 +104,7 @@ def test_rows_that_the_user_sets():
         ({"inputs": 23, "targets": 12}, None, r"PACK_LENGTHS\['inputs'\]: expected at least 24, "),
         ({"inputs": 24, "targets": 11}, None, r"PACK_LENGTHS\['targets'\]: expected at least 12, "),
         (
-            None,
+            {"inputs": 24, "targets": 12},
             (2,),
             r"PACK_ROWS: expected at least the \d+ rows that a batch needs, got 2 at most",
         ),
