@@ -145,8 +145,8 @@ def _arrays(run: TrainRun, share: HostShare, start_step: int) -> Iterator[dict[s
         start_step=start_step,
         host_index=share.index,
         host_count=share.count,
-        length_buckets=None if run.pack else run.length_buckets,
-        length_window=1 if run.pack else run.length_window,
+        length_buckets=run.length_buckets,
+        length_window=run.length_window,
     )
     yield from map(share.rows, found)
 

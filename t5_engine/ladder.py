@@ -194,25 +194,20 @@ def choose_lengths(
             candidates.add((inputs, max(least[1], of_inputs)))
             if of_targets <= _STRETCHES[-1] * least[0]:
                 candidates.add((max(least[0], of_targets), targets))
-    # Four batches from small to large stand for all.
-    few = sorted(zip(totals, range(len(sample)), strict=True))[:: max(1, len(sample) // 4)]
-
-    def least_rows(total: tuple[int, int], inputs: int, targets: int) -> int:
-        return max(1, -(-total[0] // inputs), -(-total[1] // targets))
-
     best, best_cost = (least[0], least[1]), math.inf
     for inputs, targets in sorted(candidates, key=lambda pair: (sum(pair), pair)):
         each = cost(inputs, targets)
-        bound = sum(_rounded(least_rows(total, inputs, targets), multiple) for total, _ in few)
-        if bound * each >= best_cost * _WORTH:
+        fewest = (max(of_inputs / inputs, of_targets / targets) for of_inputs, of_targets in totals)
+        if sum(_rounded(rows, multiple) for rows in fewest) * each >= best_cost * _WORTH:
             continue
-        needed = (
-            len(assign(sample[n].input_lengths, sample[n].target_lengths, inputs, targets))
-            for _, n in few
-        )
-        total_cost = sum(_rounded(rows, multiple) for rows in needed) * each
-        if total_cost < best_cost * _WORTH:
-            best, best_cost = (inputs, targets), total_cost
+        needed = [
+            len(assign(one.input_lengths, one.target_lengths, inputs, targets)) for one in sample
+        ]
+        numbers = _numbers(needed, multiple)
+        taken = (next((n for n in numbers if n >= rows), numbers[-1]) for rows in needed)
+        total = sum(taken) * each
+        if total < best_cost * _WORTH:
+            best, best_cost = (inputs, targets), total
     return best
 
 

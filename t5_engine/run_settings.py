@@ -340,14 +340,14 @@ class TrainRun(TrainConfig):
         choices=RATES,
     )
     length_buckets: tuple[tuple[int, int], ...] | None = setting(
-        "(inputs, targets) lengths that batches are padded to; None pads to the full lengths.",
+        "(inputs, targets) lengths that batches are padded to; None pads to the full lengths. With PACK = False.",
         None,
         macro="LENGTH_BUCKETS",
         unit="tokens",
         minimum=1,
     )
     length_window: int = setting(
-        "Batches whose examples are sorted by length together, which saves padding.",
+        "Batches whose examples are sorted by length together, which saves padding. With PACK = False.",
         1,
         macro="LENGTH_WINDOW",
         unit="batches",
@@ -364,3 +364,11 @@ class TrainRun(TrainConfig):
         None,
         macro="EXCLUDE_TEMPLATES",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pack and (self.length_buckets is not None or self.length_window > 1):
+            name = "LENGTH_WINDOW" if self.length_buckets is None else "LENGTH_BUCKETS"
+            raise UserError(
+                f"PACK: expected False with {name}, which pads batches to few lengths; packed rows need none"
+            )
