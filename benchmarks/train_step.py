@@ -5,6 +5,7 @@ one run.
         [--targets 32] [--rounds 7]
     python benchmarks/train_step.py --packed --data_dir FOLDER --vocab MODEL [--sizes mini] [--batch 32] [--rounds 3]
     python benchmarks/train_step.py --shapes 5000 --data_dir FOLDER --vocab MODEL
+    python benchmarks/train_step.py --lengths flipped_cli/mixture_lengths.json --data_dir FOLDER --vocab MODEL
     python benchmarks/train_step.py --compile xl,xxl
 
 Prints a Markdown table. All sides of a comparison start from the same random weights in float32 and run forward pass,
@@ -16,7 +17,8 @@ differ where the two do not compute the same. T5X is on no registry: docs/checkp
 
 `--packed` runs the packed and the padded step of each method's mixture in turn, on the same batches of real rows at
 the recipe's 512/128 tokens, with Adafactor and dropout. `--shapes` packs so many steps of the recipe's 240 examples by
-their lengths alone, for one device: it counts the shapes that a run compiles, and how full its rows are.
+their lengths alone, for one device: it counts the shapes that a run compiles, and how full its rows are. `--lengths`
+writes the lengths, in tokens, of every second of a mixture's first 960 examples, by which `flipped plan` packs.
 
 `--compile` compiles the recipe's step (batch 240, 512/128 tokens, bfloat16, Adafactor, the model's own remat) of a size
 for one CPU device, from abstract arrays: no weights are made and nothing is run.
@@ -27,7 +29,9 @@ from __future__ import annotations
 import argparse
 import collections
 import itertools
+import json
 import os
+import pathlib
 import statistics
 import sys
 import time
@@ -310,9 +314,29 @@ def compile_only(name: str) -> None:
     print(f"| {name} | {traced - began:.1f} | {ended - traced:.1f} |", flush=True)
 
 
+def write_lengths(path: pathlib.Path, data_dir: str, vocab: str, methods: list[str]) -> None:
+    """The file of `--lengths`."""
+    names = {"inputs": "encoder_input_tokens", "targets": "decoder_target_tokens"}
+    parts = []
+    for method in methods:
+        source = real_batches(method, data_dir, vocab, 240)
+        four = list(itertools.islice(source, 4))
+        known = {
+            key: np.concatenate([(batch[name] != 0).sum(axis=1) for batch in four])[::2].tolist()
+            for key, name in names.items()
+        }
+        lines = ",\n".join(f'  "{key}": {json.dumps(found)}' for key, found in known.items())
+        parts.append(f' "{method}": {{\n{lines}\n }}')
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
 def packed_tables(arguments: argparse.Namespace) -> None:
     """What `--packed` and `--shapes` print."""
     rows = (arguments.data_dir, arguments.vocab)
+    if arguments.lengths:
+        print()
+        write_lengths(arguments.lengths, *rows, arguments.methods.split(","))
+        return
     if arguments.shapes:
         print("\n\n| method | steps | shapes | steps of each | full | inputs | targets |")
         print("|---|---|---|---|---|---|---|")
@@ -336,8 +360,9 @@ def main() -> None:
     parser.add_argument("--compile", default="", metavar="SIZES")
     parser.add_argument("--packed", action="store_true")
     parser.add_argument("--shapes", type=int, default=0, metavar="STEPS")
-    parser.add_argument("--methods", default=",".join(METHODS), help="of --packed and --shapes")
-    parser.add_argument("--data_dir", help="real rows, for --packed and --shapes")
+    parser.add_argument("--lengths", type=pathlib.Path, metavar="FILE")
+    parser.add_argument("--methods", default=",".join(METHODS), help="of the three before")
+    parser.add_argument("--data_dir", help="real rows, for these")
     parser.add_argument("--vocab", help="T5's sentencepiece.model, likewise")
     parser.add_argument("--sizes", default="mini,small")
     parser.add_argument("--batch", type=int, default=16)
@@ -351,10 +376,10 @@ def main() -> None:
         for name in arguments.compile.split(","):
             compile_only(name)
         return
-    if arguments.packed or arguments.shapes:
+    if arguments.packed or arguments.shapes or arguments.lengths:
         for name in ("data_dir", "vocab"):
             if not getattr(arguments, name):
-                parser.error(f"--{name} is required with --packed and --shapes")
+                parser.error(f"--{name} is required with --packed, --shapes and --lengths")
         packed_tables(arguments)
         return
     print(f", batch {arguments.batch}, {arguments.inputs}/{arguments.targets} tokens\n")

@@ -139,7 +139,7 @@ def _mixed(bits: jax.Array) -> jax.Array:
 
 
 # With its own gradient the mask, [B, S, D], is computed twice and never kept.
-@functools.partial(jax.custom_vjp, nondiff_argnums=0)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _drop(rate: float, x: jax.Array, segments: jax.Array, features: jax.Array) -> jax.Array:
     kept = _mixed(segments[..., None] ^ features) >= jnp.uint32(int(rate * 2**32))
     return (x * jnp.where(kept, 1 / (1 - rate), 0.0)).astype(x.dtype)
