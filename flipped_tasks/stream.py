@@ -7,7 +7,6 @@ beginning; this is how the engine and the T5X bridge read them, from any step an
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 
@@ -68,7 +67,7 @@ class Stream:
         shuffle: bool = True,
         rows: Callable[[RowTask, str], Payloads] | None = None,
     ) -> None:
-        """Opens a registered mixture or task; rows are loaded when the first example is asked for.
+        """Opens a registered mixture or task, and loads its rows.
 
         Args:
           mixture: a name in SeqIO's registries.
@@ -79,7 +78,7 @@ class Stream:
           rows: the rows of a task's split; the task's own by default.
 
         Raises:
-          UserError: an unknown mixture or split, a task that is not one of ours, or a bad length.
+          UserError: an unknown mixture or split, a task of others, a bad length, or rows that cannot be read.
         """
         for key in ("inputs", "targets"):
             if lengths.get(key, 0) < 1:
@@ -93,10 +92,11 @@ class Stream:
         self.has_wrong_inputs = "wrong_inputs" in provider.output_features
         self._lengths = {key: lengths[key] for key in ("inputs", "targets")}
         self._order = MixtureOrder(rates, seed)
-        self._readers = [
-            (_TaskReader if task.one_per_position else _InOrder)(task, split, seed, shuffle, rows)
-            for task in self.tasks
-        ]
+        self._readers = []
+        for task in self.tasks:
+            payloads = task.rows.payloads(split) if rows is None else rows(task, split)
+            kind = _TaskReader if task.one_per_position else _InOrder
+            self._readers.append(kind(task, payloads, split, seed, shuffle))
 
     def examples(self, numbers: np.ndarray) -> list[Example]:
         """The examples of these numbers.
@@ -133,28 +133,11 @@ class Stream:
 
 
 class _TaskReader:
-    """Reads a training task, each of whose positions holds one example; its rows are loaded when they are needed."""
+    """Reads a training task, each of whose positions holds one example."""
 
-    def __init__(
-        self,
-        task: RowTask,
-        split: str,
-        seed: int,
-        shuffle: bool,
-        rows: Callable[[RowTask, str], Payloads] | None,
-    ) -> None:
-        self._task, self._split, self._seed = task, split, seed
-        self._shuffle, self._load = shuffle, rows
-
-    @functools.cached_property
-    def _rows(self) -> Payloads:
-        if self._load is not None:
-            return self._load(self._task, self._split)
-        return self._task.rows.payloads(self._split)
-
-    @functools.cached_property
-    def _order(self) -> RowOrder:
-        return RowOrder(self._task.order_key, len(self._rows), self._seed, self._shuffle)
+    def __init__(self, task: RowTask, rows: Payloads, split: str, seed: int, shuffle: bool) -> None:
+        self._task, self._rows, self._split, self._seed = task, rows, split, seed
+        self._order = RowOrder(task.order_key, len(rows), seed, shuffle)
 
     def read(self, positions: np.ndarray) -> list[Drafted]:
         """The examples at positions, int64 [n] ascending; those that are dropped are left out."""
@@ -170,11 +153,9 @@ class _TaskReader:
 class _InOrder(_TaskReader):
     """Reads a task of one template, whose positions count the rows that it renders."""
 
-    _next = 0
-
-    @functools.cached_property
-    def _rendered(self) -> Iterator[Drafted]:
-        return self._from_start()
+    def __init__(self, task: RowTask, rows: Payloads, split: str, seed: int, shuffle: bool) -> None:
+        super().__init__(task, rows, split, seed, shuffle)
+        self._rendered, self._next = self._from_start(), 0
 
     def _from_start(self) -> Iterator[Drafted]:
         for begin in itertools.count(0, EXAMPLES_PER_CALL):
