@@ -60,7 +60,17 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
 
 
 # Commands whose work is more than what they print: it goes on, and decides the exit code, when nobody reads that.
-LASTING = ("ckpt", "data", "demo", "eval", "report", "study", "tasks lint", "tasks new")
+LASTING = (
+    "ckpt",
+    "data",
+    "demo",
+    "eval",
+    "report",
+    "study",
+    "tasks export",
+    "tasks lint",
+    "tasks new",
+)
 
 
 def _is_lasting(words: Sequence[str]) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flipped_cli.checks import find_dataset
+from flipped_cli.export_tasks import export
 from flipped_cli.lint import lint
 from flipped_cli.new_dataset import new
 from flipped_cli.rows import read_rows
@@ -43,6 +44,7 @@ def tasks() -> None:
     """List the datasets and templates; render rows as the methods do; check; start one's own."""
 
 
+tasks.add_command(export)
 tasks.add_command(lint)
 tasks.add_command(new)
 
