@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -371,16 +370,13 @@ def _read(file: epath.Path) -> dict[str, Any]:
 
 
 def _count(config: T5Config) -> int:
-    from t5_engine.weights import leaves
+    from t5_engine.weights import count_parameters
 
-    return sum(math.prod(leaf.shape) for leaf in leaves(config).values())
+    return count_parameters(config)
 
 
 def _size_name(config: T5Config) -> str:
     """The name of the public size that the model is of, or "none of the public sizes"."""
-    from t5_engine.config import SIZES, STRUCTURE_FIELDS
+    from t5_engine.config import size_name
 
-    for name, known in SIZES.items():
-        if all(getattr(known, field) == getattr(config, field) for field in STRUCTURE_FIELDS):
-            return name
-    return "none of the public sizes"
+    return size_name(config) or "none of the public sizes"

@@ -152,6 +152,7 @@ def _report(
         folder,
         training_runs={label: folder / label for label in trainings},
         title="Flipped Learning in miniature",
+        compare=("direct", "flipped"),
         extra={
             "seed": seed,
             "seconds": round(seconds),

@@ -63,6 +63,7 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
             announce=_announce,
             tell_plan=functools.partial(_show_plan, lines),
             plan_only=run.plan_only,
+            commit=provenance.git_commit(),
         )
 
 

@@ -89,6 +89,7 @@ def evaluate(
     announce: Announce = log.info,
     tell_plan: Callable[[Told], object] = lambda told: None,
     plan_only: bool = False,
+    commit: str | None = None,
 ) -> Json:
     """Evaluates models on suites and writes `results.json` into `output_dir`.
 
@@ -104,6 +105,7 @@ def evaluate(
       pairs_together: (input, target) pairs of a chunk; a killed job scores its last chunk again.
       announce: gets a line for each unit that is done.
       tell_plan: gets the plan before anything is scored.
+      commit: of this code, for the report.
       plan_only: ends the job there; nothing is written, and another job may be running in `output_dir`.
 
     Returns:
@@ -146,7 +148,8 @@ def evaluate(
                 announce(line)
             tell_plan(told)
             if not plan_only:
-                run_files.open_run(folder, *described, _places(runs), _sources(runs))
+                provenance = weights.provenance(runs, commit)
+                run_files.open_run(folder, *described, _places(runs), _sources(runs), provenance)
                 run_files.write_plan(folder, plan)
             return stored.to_json()
 
@@ -258,6 +261,7 @@ class _Weights:
         self._make, self._shardings, self._verify = make, shardings, verify
         self._found: dict[str, str] = {}  # a run's folder -> the step in it that was described
         self._described: dict[str, tuple[str, Any]] = {}
+        self._steps: dict[str, int] = {}
         self._kept: tuple[str, Scorer] | None = None
 
     def place(self, run: Run) -> int:
@@ -288,7 +292,25 @@ class _Weights:
         if self._shardings is not None:
             self._shardings(stored.config)
         log.info("read step %d of %s", stored.step, checkpoint)
+        self._steps[checkpoint] = stored.step
         return keys.fingerprint(lazy_params(stored)), stored.config
+
+    def provenance(self, runs: Sequence[Run], commit: str | None) -> dict[str, Json]:
+        """label -> `records.CheckpointInfo` of the runs that have a checkpoint."""
+        from t5_engine.config import size_name
+        from t5_engine.weights import count_parameters
+
+        found = {}
+        for run in runs:
+            if run.checkpoint in self._steps:
+                _, config = self._described[run.checkpoint]
+                found[run.label] = {
+                    "step": self._steps[run.checkpoint],
+                    "parameters": count_parameters(config),
+                    "size": size_name(config),
+                    "commit": commit,
+                }
+        return found
 
     def scorer(self, run: Run) -> Scorer:
         """The scorer of a run; that of the last checkpoint is kept, since two models may not fit into memory."""

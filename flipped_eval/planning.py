@@ -68,7 +68,7 @@ class Model:
 
 @dataclass
 class Unit:
-    """One (task, template, label set) that one model is to be asked about, with its key."""
+    """One (task, template, label set) that one model is to be asked about, with its key and the size of its split."""
 
     model: Model
     task: EvalTask
@@ -76,6 +76,7 @@ class Unit:
     data: str
     key: str
     builder: CaseBuilder
+    split_rows: int = 0
 
     def about(self) -> Json:
         """What the key stands for, as the shards say it."""
@@ -237,7 +238,7 @@ def make_plan(tasks: Sequence[EvalTask], models: Sequence[Model], request: Reque
                 try:
                     if isinstance(looked, UserError):
                         raise looked
-                    unit = _unit(model, task, looked.version, request)
+                    unit = _unit(model, task, looked, request)
                     plan.sizes[unit.key] = plan.sizes.get(unit.key) or _size(
                         unit, looked, request.max_examples
                     )
@@ -286,7 +287,7 @@ def ordered_rows(
     return ordered
 
 
-def _unit(model: Model, task: EvalTask, version: str, request: Request) -> Unit:
+def _unit(model: Model, task: EvalTask, look: _Look, request: Request) -> Unit:
     spec = load_template(task.dataset, task.template)
     key = {
         "version": keys.VERSION,
@@ -298,7 +299,7 @@ def _unit(model: Model, task: EvalTask, version: str, request: Request) -> Unit:
         "input_eos": model.input_eos,
         "seed": request.seed,
         "max_examples": request.max_examples,
-        "data": version,
+        "data": look.version,
         "task": [task.suite, task.task, task.dataset, task.split, task.template, task.label_set],
         "template": [spec.jinja, spec.answer_choices, dict(task.label_words or {})],
     }
@@ -312,7 +313,8 @@ def _unit(model: Model, task: EvalTask, version: str, request: Request) -> Unit:
         input_eos=model.input_eos,
         check_row=get_dataset(task.dataset).check_row,
     )
-    return Unit(model, task, spec, version, keys.value_hash(key, size=8), builder)
+    name = keys.value_hash(key, size=8)
+    return Unit(model, task, spec, look.version, name, builder, split_rows=look.rows)
 
 
 def _size(unit: Unit, look: _Look, most: int | None) -> Size:
