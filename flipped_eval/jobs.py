@@ -140,9 +140,7 @@ def evaluate(
             scores = shards.read(folder)
             stored = scores.done()
 
-            def left(unit: planning.Unit) -> bool:
-                return unit.key not in stored.ended
-
+            left = functools.partial(_left, plan, stored)
             told = Told(plan, plan.total(left), estimate.seconds(plan, left))
             for line in results.left_out(folder, scores, unfinished=told.waiting.templates > 0):
                 announce(line)
@@ -157,7 +155,8 @@ def evaluate(
         if plan_only:
             return {}
         stored, first = shards.Done.from_json(found), processes.is_first()
-        progress = Progress(plan.total().choices, announce if first else None)
+        waiting = plan.total(functools.partial(_left, plan, stored)).choices
+        progress = Progress(plan.total().choices, waiting, announce if first else None)
         job = Job(plan, stored, _Writer(folder, lock) if first else None, progress, pairs_together)
         try:
             for run, model in sorted(
@@ -174,6 +173,14 @@ def evaluate(
             return results.finish(folder, resamples)
 
         return processes.from_first(conclude)
+
+
+def _left(plan: Plan, stored: shards.Done, unit: planning.Unit) -> float:
+    """The share of a unit's examples that are still to be scored."""
+    if unit.key in stored.ended:
+        return 0.0
+    done = len(stored.examples.get(unit.key, ()))
+    return max(0.0, 1 - done / max(done, plan.sizes[unit.key].examples, 1))
 
 
 class _Writer(shards.Writer):

@@ -118,6 +118,13 @@ class Size:
     flops: float = 0.0
     exact: bool = True
 
+    def scaled(self, share: float) -> Size:
+        """That share of it; the tasks and templates are the same ones."""
+        if share == 1:
+            return self
+        names = ("examples", "choices", "tokens", "flops")
+        return replace(self, **{name: share * getattr(self, name) for name in names})
+
     def add(self, other: Size) -> None:
         """Adds another one's work to this."""
         self.tasks |= other.tasks
@@ -139,11 +146,12 @@ class Plan:
         for group in self.groups:
             yield from group.units
 
-    def total(self, keep: Callable[[Unit], bool] = lambda unit: True) -> Size:
-        """The size of the units that `keep` keeps; equal keys count once."""
+    def total(self, share: Callable[[Unit], float] = lambda unit: 1.0) -> Size:
+        """The size of the units, of each that share; equal keys count once, and what has no share not at all."""
         total = Size()
-        for unit in {unit.key: unit for unit in self.units() if keep(unit)}.values():
-            total.add(self.sizes[unit.key])
+        for unit in {unit.key: unit for unit in self.units()}.values():
+            if (of := share(unit)) > 0:
+                total.add(self.sizes[unit.key].scaled(of))
         return total
 
 

@@ -87,7 +87,7 @@ def test_a_training_run_on_a_mixture_with_ones_own_dataset(
     )
     results = json.loads((tmp_path / "results/results.json").read_text(encoding="utf-8"))
     assert not results["not_run"]
-    assert "flipped: chosen kettles: 1 templates, 4 examples" in capsys.readouterr().out
+    assert "left to score: 1 templates, 8 choices" in capsys.readouterr().out
 
 
 def test_lint_is_a_table_and_its_exit_code_tells_what_is_wrong(tmp_path):
