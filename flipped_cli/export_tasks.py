@@ -165,6 +165,8 @@ def _write_summary(
 def _print(exported: Exported, form: Format, checkpoint: str, out: str) -> None:
     """What was written, and the command that evaluates it; then `UserError` where something is missing."""
     from flipped_eval import lm_eval_tasks
+    from t5_engine import huggingface
+    from t5_engine.huggingface_folder import HuggingFaceWeights
 
     examples = sum(exported.tasks.values())
     click.echo(f"{out}: {len(exported.tasks)} tasks, {examples:,} examples")
@@ -186,6 +188,11 @@ def _print(exported: Exported, form: Format, checkpoint: str, out: str) -> None:
         click.echo("the Hugging Face tokenizer gives the same ids for all texts")
     folder = pathlib.Path(checkpoint).expanduser()
     is_folder = (folder / "config.json").is_file()
+    if is_folder and len(HuggingFaceWeights(folder).copies) < len(huggingface.COPIES):
+        click.echo(
+            f"warning: {checkpoint} lacks {' and '.join(huggingface.COPIES)}, which lm-eval would draw at random; "
+            "write it again with flipped ckpt export --to hf"
+        )
     pretrained = str(folder.resolve()) if is_folder else "HUGGING_FACE_FOLDER"
     words = ["lm_eval", "--model", "hf", "--model_args", lm_eval_tasks.model_args(form, pretrained)]
     words += ["--include_path", ".", "--tasks", ",".join(exported.groups), "--batch_size", "8"]

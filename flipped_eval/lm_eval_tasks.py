@@ -146,10 +146,16 @@ def tokenizer_ids(text: str, vocabulary: Vocabulary) -> list[int]:
 
 
 def model_args(form: Format, pretrained: str) -> str:
-    """The harness's `--model_args` that query a checkpoint as our evaluation does."""
+    """The harness's `--model_args` that query a checkpoint as our evaluation does.
+
+    transformers 5 declares every T5 as tied and leaves T5 v1.1 untied only until someone calls `tie_weights()`, which
+    the harness does: its output layer would then be the embedding.
+    """
     longest = max(form.lengths.values())
     eos = "" if form.input_eos else ",add_bos_token=False"
-    return f"pretrained={pretrained},dtype=float32,max_length={longest}{eos}"
+    return (
+        f"pretrained={pretrained},dtype=float32,max_length={longest},tie_word_embeddings=False{eos}"
+    )
 
 
 def _write_task(
