@@ -33,6 +33,10 @@ def render(report: Report) -> str:
         parts.append(f"## {escape(TITLES.get(suite, suite))}")
         parts += _labels(report) if suite == LABELS else _tasks(report, suite)
         parts += _published(report, suite)
+    for name, rows in tables.training_examples(report).items():
+        parts.append(f"## Training run {escape(name)}: examples of each dataset")
+        cells = [[one, str(number), f"{share:.1%}"] for one, number, share in rows]
+        parts.append(_table(["dataset", "examples", "share"], cells))
     parts += _counts(report)
     parts.append("## Configuration")
     configuration = json.dumps(

@@ -69,6 +69,7 @@ def render(report: Report) -> str:
         confusions=tables.confusions(report),
         worst=_worst(report),
         training=_training(report),
+        training_examples=tables.training_examples(report),
         examples=_examples(report),
         counts=tables.counts_table(report),
         not_run=tables.not_run_table(report),

@@ -25,6 +25,7 @@ from flipped_eval.report.content import (
 )
 from mixtures.suites import ORIGINAL
 
+EXAMPLES_BY_DATASET = "examples_by_dataset"  # in a line of metrics.jsonl
 # Labels of runs that were not trained on the tasks begin with one of these.
 STARTS = ("untrained", "pretrained")
 
@@ -200,6 +201,23 @@ def counts_table(report: Report) -> list[Json]:
         for reason, number in count["dropped"].items():
             line["dropped"][reason] = line["dropped"].get(reason, 0) + number
     return list(summed.values())
+
+
+def training_examples(report: Report) -> dict[str, list[tuple[str, int, float]]]:
+    """Training run -> (dataset, examples that it was trained on, their share), the most frequent first."""
+    found = {}
+    for name, run in report.training.items():
+        counts: dict[str, int] = {}
+        for record in run["records"]:
+            by_dataset = record.get(EXAMPLES_BY_DATASET)
+            for dataset, number in by_dataset.items() if isinstance(by_dataset, dict) else ():
+                if isinstance(number, int):
+                    counts[dataset] = counts.get(dataset, 0) + number
+        total = sum(counts.values())
+        if total:
+            ordered = sorted(counts, key=lambda dataset: (-counts[dataset], dataset))
+            found[name] = [(one, counts[one], counts[one] / total) for one in ordered]
+    return found
 
 
 def spread_table(report: Report, suite: str, metric: str = "accuracy") -> list[Json]:

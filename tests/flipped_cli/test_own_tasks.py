@@ -1,7 +1,9 @@
 """`flipped tasks new|render|lint` and `flipped mixtures show`, as a user types them."""
 
+import collections
 import json
 import pathlib
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -77,7 +79,20 @@ def test_a_training_run_on_a_mixture_with_ones_own_dataset(
     assert {i.split("/")[3] for i in ours} == {"content"}
     assert abs(len(ours) / 128 - 3 / 4) < 4 * (3 / 16 / 128) ** 0.5
     assert all(i.startswith("rotten_tomatoes/train/") for i in set(met[:128]) - set(ours))
-    assert "flipped.kettles: 1 unlabelled of 9 rows (11.1%)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    words_of_header = (
+        "flipped_mine: 1 device (cpu), mesh data 1 × model 1", "64 examples per step, 2 steps: 128 examples",
+        "starting from random parameters (seed 0)", "flipped_mine: complete: step 2 of 2",
+        f"next: flipped eval --checkpoint {model_dir} --suite seen --output {model_dir}/eval --module {EXAMPLE}",
+    )  # fmt: skip
+    places = [told.index(text) for text in words_of_header]
+    assert places == sorted(places), told
+    assert re.search(r"kettles +8 +75.00% +96 +12\b", told), told
+    by_dataset = collections.Counter()
+    for line in lines:
+        by_dataset.update(json.loads(line)["examples_by_dataset"])
+    assert by_dataset == collections.Counter(i.split("/")[0] for i in met[:128])
+    assert re.search(r"flipped.kettles ! +│ +9 │ +1 │ +\d+ │ +0 │ 1 unlabelled", told), told
     words = {
         "CHECKPOINT_PATH": str(model_dir), "SUITES": ["kettles"], "TASK_MODULES": [EXAMPLE],
         "EVAL_OUTPUT_DIR": str(tmp_path / "results"),

@@ -68,7 +68,13 @@ def real(tmp_path_factory, small_vocab_path):
     evaluate(folder / "flipped", small_vocab_path, weights=1, method="flipped", **job)
     (folder / "train").mkdir()
     lines = [
-        {"step": step, "loss": 3 / step, "loss_lm": 2 / step, "loss_ul": 1 / step}
+        {
+            "step": step,
+            "loss": 3 / step,
+            "loss_lm": 2 / step,
+            "loss_ul": 1 / step,
+            "examples_by_dataset": {"imdb": 3, "kettles": 1},
+        }
         for step in range(1, 100)
     ]
     (folder / "train" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -149,6 +155,12 @@ def test_json_has_the_rows_of_every_run_and_their_aggregates(real):
     }
     assert report["counts"] and len(report["training"]["flipped"]) == 99
     assert all(0 <= each["value"] <= 1 for each in report["results"])
+
+
+def test_training_examples_are_summed_by_dataset(real):
+    assert "| imdb | 297 | 75.0% |\n| kettles | 99 | 25.0% |" in (real / "report.md").read_text()
+    page = (real / "report.html").read_text()
+    assert "Examples of each dataset: flipped" in page and '<td data-sort="297">297</td>' in page
 
 
 def test_page_is_complete_in_itself(real):

@@ -40,7 +40,8 @@ def test_the_worked_example_has_at_most_20_lines_and_serves_all_methods(small_vo
         assert {int(i.split("/")[2]) for i in found} == set(range(8))
         one = register_named(f"{method}.kettles.keep", vocab_path=small_vocab_path)
         assert {i.split("/")[3] for i in ids_of(one, split="validation")} == {"keep"}
-    assert any("1 unlabelled of 9 rows (11.1%)" in line for line in counts.lines("direct.kettles"))
+    (found,) = counts.of_mixture("direct.kettles")
+    assert (found.rows, found.unlabelled, found.is_warned) == (9, {"unlabelled": 1}, True)
 
 
 def test_it_is_mixed_into_the_recipe_at_its_rate(small_vocab_path):

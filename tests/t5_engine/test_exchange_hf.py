@@ -88,7 +88,7 @@ def test_files_of_tensors_are_bounded_and_indexed(
         assert size <= limit or len(tensors) == 1
         total += size
     assert index["metadata"]["total_size"] == total
-    assert set(index["weight_map"]) == set(huggingface.names(config))
+    assert set(index["weight_map"]) == {*huggingface.names(config), *huggingface.COPIES}
     assert_same(to_params(HuggingFaceWeights(tmp_path)), params)
     files[1].unlink()
     with pytest.raises(
