@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import click
@@ -46,6 +46,7 @@ def show_mixture(
     flipped mixtures show flipped_train --module my_reviews.py --steps 500 --batch_size 32
     """
     from flipped_cli import quiet
+    from mixtures import own
     from mixtures.modules import load
 
     load(modules)
@@ -82,7 +83,8 @@ def show_mixture(
             "–" if row["epochs"] is None else f"{row['epochs']:.3g}",
         )  # fmt: skip
     show(table, width=110)
-    if warning := below_one_epoch({row["dataset"]: row["epochs"] for row in rows}):
+    epochs = {row["dataset"]: row["epochs"] for row in rows}
+    if warning := below_one_epoch(epochs, own.own_datasets()):
         click.echo(warning)
 
 
@@ -91,17 +93,23 @@ def expected_number(examples: float) -> str:
     return f"{examples:,.0f}" if examples >= 10 else f"{examples:.2g}"
 
 
-def below_one_epoch(epochs: Mapping[str, float | None]) -> str:
-    """A line that names the datasets of which not all examples are met; "" where there are none."""
+def below_one_epoch(epochs: Mapping[str, float | None], custom: Collection[str]) -> str:
+    """A line that names the datasets of which not all examples are met; "" where there are none.
+
+    Args:
+      epochs: dataset -> expected number in the run.
+      custom: the names among them whose rate the user has chosen.
+    """
     short = {name: number for name, number in epochs.items() if number is not None and number < 1}
     if not short:
         return ""
     least = sorted(short, key=lambda name: short[name])
     listed = ", ".join(f"{name} ({short[name]:.2g})" for name in least[:_NAMED])
     more = f" and {len(short) - _NAMED} more" if len(short) > _NAMED else ""
+    hint = "; a custom dataset gets more with add_to_mixture(…, share=0.1)"
     return (
-        f"warning: {len(short)} of {len(epochs)} datasets get less than one epoch: {listed}{more}; a custom dataset "
-        "gets more with add_to_mixture(…, share=0.1)"
+        f"warning: {len(short)} of {len(epochs)} datasets get less than one epoch: {listed}{more}"
+        f"{hint if len(epochs) > 1 and set(short) & set(custom) else ''}"
     )
 
 

@@ -84,6 +84,9 @@ def _show_mixture(run: TrainRun) -> None:
         return
     from rich.table import Table
 
+    from flipped_tasks.datasets import slug
+    from mixtures import own
+
     table = Table("dataset", box=None, pad_edge=False)
     for head in ("rows", "share", "expected examples", "epochs"):
         table.add_column(head, justify="right")
@@ -93,7 +96,8 @@ def _show_mixture(run: TrainRun) -> None:
             f"{row['epochs']:.3g}",
         )  # fmt: skip
     tables.show(table)
-    if warning := below_one_epoch({row["task"]: row["epochs"] for row in rows}):
+    custom = [slug(name) for name in own.own_datasets()]
+    if warning := below_one_epoch({row["task"]: row["epochs"] for row in rows}, custom):
         _say(warning)
 
 

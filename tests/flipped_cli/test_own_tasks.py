@@ -142,11 +142,12 @@ def test_a_mixture_is_shown_with_shares_and_passes():
     assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
     assert rows["dbpedia_14"]["n"] == 500_000
     for row in rows.values():
-        assert row["passes"] == pytest.approx(5000 * 240 / 2_497_543)
+        assert row["epochs"] == pytest.approx(5000 * 240 / 2_497_543)
+        assert row["examples"] == pytest.approx(row["n"] * row["epochs"])
     fewer = call(
         "mixtures", "show", "flipped_train", "--json", "--steps", "10", "--batch_size", "8"
     )
-    assert json.loads(fewer.stdout.splitlines()[0])["passes"] == pytest.approx(80 / 2_497_543)
+    assert json.loads(fewer.stdout.splitlines()[0])["epochs"] == pytest.approx(80 / 2_497_543)
 
 
 def test_a_mixture_with_ones_own_dataset():
@@ -155,6 +156,21 @@ def test_a_mixture_with_ones_own_dataset():
     ).stdout.splitlines()
     (row,) = [row for row in map(json.loads, lines) if row["dataset"] == "kettles"]
     assert (row["rate"], row["templates"], row["n"]) == (2000, 2, 8)
+    few = call(
+        "mixtures",
+        "show",
+        "direct_train",
+        "--module",
+        EXAMPLE,
+        "--steps",
+        "30",
+        "--batch_size",
+        "4",
+    ).stdout
+    assert "kettles" in few and " 0.096 " in few  # examples that are expected in the whole run
+    warning = few.splitlines()[-1]
+    assert warning.startswith("warning: 21 of 21 datasets get less than one epoch: ")
+    assert warning.endswith("; a custom dataset gets more with add_to_mixture(…, share=0.1)")
     wrong = call("mixtures", "show", "flipped_trian")
     assert wrong.exit_code == 2 and "nearest: 'flipped_train'" in wrong.stderr
     rates = call("mixtures", "show", "flipped_train", "--rates", "equals")
