@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import signal
 import sys
@@ -42,7 +41,8 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
       What was written to `results.json`; {} with `plan_only`.
 
     Raises:
-      UserError: a setting that does not fit the checkpoints or the data.
+      UserError: a setting that does not fit the checkpoints or the data; with `plan_only` also where a task cannot be
+        run.
     """
     check_paths(run, written=() if run.plan_only else ("output_dir",))
     with _joined(run):
@@ -54,7 +54,13 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
         from flipped_eval import jobs
 
         lines = [line for recipe in trained for line in recipe.lines()]
-        return jobs.evaluate(
+        failed: list[Mapping[str, Any]] = []
+
+        def show_plan(told: Told) -> None:
+            failed.extend(told.plan.failed)
+            _show_plan(lines, run.plan_only, told)
+
+        found = jobs.evaluate(
             _labelled(_runs(run, trained), run.label),
             run,
             run.output_dir,
@@ -62,10 +68,16 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
             model_parallelism=run.model_parallelism,
             verify_checkpoints=run.verify_checkpoints,
             announce=_announce,
-            tell_plan=functools.partial(_show_plan, lines, run.plan_only),
+            tell_plan=show_plan,
             plan_only=run.plan_only,
             commit=provenance.git_commit(),
         )
+        if (
+            run.plan_only and failed
+        ):  # the same exit code as that of the job itself, and of `flipped data prepare`
+            tasks = dict.fromkeys(f"{one['suite']} {one['task']}" for one in failed)
+            raise UserError(f"tasks that cannot be run: {', '.join(tasks)}; the reasons are above")
+        return found
 
 
 @contextlib.contextmanager
@@ -140,8 +152,8 @@ def _load_modules(run: EvalRun) -> None:
 _HOW = {
     name: f"--gin.{one.setting.macro}=… (flipped eval: {option} …)"
     for name, option in (
-        ("method", "--methods"),
-        ("lengths", "--inputs … --targets"),
+        ("method", "--method"),
+        ("lengths", "--inputs_length … --targets_length"),
         ("input_eos", "--eos or --no_eos"),
         ("vocab_path", "--vocab"),
     )

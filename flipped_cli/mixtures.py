@@ -20,10 +20,18 @@ def mixtures() -> None:
 
 @mixtures.command("show")
 @click.argument("name")
-@click.option("--steps", type=click.IntRange(min=1), default=5000, show_default=True)
-@click.option("--batch_size", type=click.IntRange(min=1), default=240, show_default=True)
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=5000, show_default=True, help="Training steps."
+)
+@click.option(
+    "--batch_size",
+    type=click.IntRange(min=1),
+    default=240,
+    show_default=True,
+    help="Examples per step.",
+)
 @click.option("--rates", default="recipe", show_default=True, help="recipe, rows or equal.")
-@click.option("--data_dir", help="A folder of rows, for --rates rows.")
+@click.option("--data_dir", help="A folder of rows, for --rates rows [default: made-up rows].")
 @click.option("--module", "modules", multiple=True, help="A module of one's own datasets.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of a table.")
 def show_mixture(

@@ -30,7 +30,7 @@ from flipped_tasks.tokens import Encoded, Vocabulary, encode
 
 LENGTHS = {"inputs": 512, "targets": 128}
 _HOW = {
-    "lengths": "--inputs NUMBER --targets NUMBER",
+    "lengths": "--inputs_length NUMBER --targets_length NUMBER",
     "input_eos": "--eos or --no_eos",
     "vocab_path": "--vocab PATH",
 }

@@ -81,7 +81,7 @@ def done(tmp_path_factory, trained) -> pathlib.Path:
     """Both runs by both methods, in one job from the command line."""
     folder = tmp_path_factory.mktemp("done") / "out"
     told = call(
-        "eval", "--checkpoint", *trained, "--methods", "direct", "flipped", "--suite", RTE, "kettles",
+        "eval", "--checkpoint", *trained, "--method", "direct", "flipped", "--suite", RTE, "kettles",
         "--module", KETTLES, "--max_examples", "4", "--output", str(folder),
     )  # fmt: skip
     assert told.exit_code == 0, told.output
@@ -278,7 +278,9 @@ def test_an_export_is_asked_as_it_was_trained(tmp_path, trained, vocab_path, mon
     told = call(*words)
     assert told.exit_code == 2
     assert "resized does not record its method, lengths, end of inputs" in told.output
-    told = call(*words, "--methods", "direct", "--inputs", "96", "--targets", "32", "--eos")
+    told = call(
+        *words, "--method", "direct", "--inputs_length", "96", "--targets_length", "32", "--eos"
+    )
     assert told.exit_code == 0, told.output
     assert call("ckpt", "import", "--from", "hf", resized, "ours").exit_code == 0
     short = cut_to(tmp_path / "hf", tmp_path / "short", ids - 1)
@@ -298,7 +300,7 @@ def test_the_report_command(done, trained, tmp_path):
     assert set(report["training"]) == {"direct", "flipped"}  # runs, not evaluations
     assert (tmp_path / "report.md").read_text().startswith("# Kettles")
     assert "left to score: nothing" in call(
-        "eval", "--checkpoint", *trained, "--methods", "direct", "flipped", "--suite", RTE, "kettles",
+        "eval", "--checkpoint", *trained, "--method", "direct", "flipped", "--suite", RTE, "kettles",
         "--module", KETTLES, "--max_examples", "4", "--output", str(done), "--plan",
     ).output  # fmt: skip
     nothing = call("report", str(done.parent))
@@ -322,7 +324,7 @@ def test_another_split_and_a_dataset_without_rows(tmp_path, trained):
     row = {"premise": "A cat sat.", "hypothesis": "A cat stood.", "idx": 0, "label": 1}
     (data / "super_glue__rte" / "train.jsonl").write_text(json.dumps(row) + "\n")
     told = call(
-        "eval", "--checkpoint", trained[0], "--methods", "direct", "flipped", "--suite", "labels", "--plan",
+        "eval", "--checkpoint", trained[0], "--method", "direct", "flipped", "--suite", "labels", "--plan",
         "--split", "super_glue/rte=train", "--data_dir", str(data), "--output", str(tmp_path / "out"),
     )  # fmt: skip
     assert told.exit_code == 0, told.output
@@ -370,27 +372,27 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path, trained, vocab_path
     train_vocabulary(warmup_texts(0, 300), small, size=250)
     bare = save(tmp_path / "bare", vocab_path, 0)
     out = ["--suite", RTE, "--output", str(tmp_path / "out")]
-    rest = ["--inputs", "96", "--targets", "32", "--eos"]
+    rest = ["--inputs_length", "96", "--targets_length", "32", "--eos"]
     for words, message in (
         (
             ["--checkpoint", trained[0], "--vocab", str(other)],
             "was trained with .*small.model, and .*other.model is",
         ),
         (
-            ["--checkpoint", bare, "--methods", "direct", "--vocab", str(other), *rest],
+            ["--checkpoint", bare, "--method", "direct", "--vocab", str(other), *rest],
             "other.model has 800 ids .* has 512",
         ),
         (
-            ["--checkpoint", bare, "--methods", "direct", "--vocab", str(small), *rest],
+            ["--checkpoint", bare, "--method", "direct", "--vocab", str(small), *rest],
             "small.model has 350 ids .* has 512",
         ),
         (
-            ["--checkpoint", bare, "--methods", "direct", *rest],
+            ["--checkpoint", bare, "--method", "direct", *rest],
             "bare does not record its vocabulary: give --gin.VOCAB_PATH=… .flipped eval: --vocab",
         ),
         (
             ["--checkpoint", bare, "--vocab", vocab_path],
-            "bare does not record its method, lengths, end of inputs .*: give --gin.METHOD=… .*--methods",
+            "bare does not record its method, lengths, end of inputs .*: give --gin.METHOD=… .*--method",
         ),
     ):
         told = call("eval", *words, *out)
@@ -443,8 +445,8 @@ def test_a_checkpoint_that_does_not_fit_its_model_is_refused(tmp_path, vocab_pat
             "unknown template of 'kettles' 'contant'; .*'content'",
         ),
         (
-            ["--methods", "direct", "fliped"],
-            "--methods: expected 'direct' or .*; nearest: 'flipped'",
+            ["--method", "direct", "fliped"],
+            "--method: expected 'direct' or .*; nearest: 'flipped'",
         ),
         (["--suite", "rte"], "unknown suite or dataset 'rte'; nearest: 'super_glue/rte'"),
         (
@@ -460,7 +462,10 @@ def test_a_checkpoint_that_does_not_fit_its_model_is_refused(tmp_path, vocab_pat
         (["--label", "a", "b"], "label: expected 1 names, .* got 2"),
         (["--split", "rte"], "--split: expected DATASET=SPLIT, got 'rte'"),
         (["--split", "super_glue/rte=trian"], "unknown split .*'trian'; nearest: 'train'"),
-        (["--inputs", "64"], "--inputs and --targets: expected both or neither"),
+        (
+            ["--inputs_length", "64"],
+            "--inputs_length and --targets_length: expected both or neither",
+        ),
         (["--data_dir", "nowhere"], "data_dir: expected a folder, there is none at .*nowhere"),
         (["--label_sets", "nowhere.yaml"], "cannot read label sets"),
         (["--output", "SAME"], "output_dir: expected another folder than checkpoint_path"),

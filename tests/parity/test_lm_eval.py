@@ -115,10 +115,10 @@ def test_stock_harness_confirms_our_scores(
 ) -> None:
     """All three methods, real rows of four datasets; the differences are exactly the texts that are listed."""
     asked = ["--max_examples", str(EXAMPLES), "--data_dir", real_rows_dir, eos]
-    asked += ["--inputs", LENGTHS[0], "--targets", LENGTHS[1]]
+    asked += ["--inputs_length", LENGTHS[0], "--targets_length", LENGTHS[1]]
     ours = tmp_path / "ours"
     asked += ["--checkpoint", str(checkpoint)]
-    call("eval", "--methods", *METHODS, "--suite", *CHOSEN, "--output", ours, *asked)
+    call("eval", "--method", *METHODS, "--suite", *CHOSEN, "--output", ours, *asked)
     tasks = tmp_path / "tasks"
     methods = [word for method in METHODS for word in ("--method", method)]
     result = call("tasks", "export", "--to", "lm-eval", *methods, *asked, *CHOSEN, tasks)
