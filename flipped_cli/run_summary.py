@@ -105,7 +105,7 @@ def _expected(mixture: str, examples: int) -> list[dict[str, Any]]:
     """For each task: rows at hand, share of the examples, and what is expected of them in this run."""
     import seqio
 
-    from flipped_tasks.counts import row_tasks
+    from flipped_tasks.seqio_tasks import row_tasks
 
     provider = seqio.get_mixture_or_task(mixture)
     found = row_tasks(mixture)
@@ -132,9 +132,10 @@ def show_counts(mixture: str) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from flipped_tasks.counts import TOLERATED, listed, of_mixture
+    from flipped_tasks.counts import TOLERATED, listed
+    from flipped_tasks.seqio_tasks import mixture_counts
 
-    found = of_mixture(mixture)
+    found = mixture_counts(mixture)
     if not found:
         return
     table = Table(title="Rows and examples that were left out or truncated", title_justify="left")
