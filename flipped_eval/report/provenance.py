@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from flipped_core.files import Json
@@ -11,6 +12,7 @@ from flipped_eval.report.tables import examples_of, headline_figures
 HEADINGS = ("run", "checkpoint", "step", "size", "vocabulary", "method", "suites", "commit")
 _COMMIT, _HASH = 10, 8  # digits that are shown
 _UNKNOWN = "–"
+_REVISION = re.compile(rf"@([0-9a-f]{{{_COMMIT}}})[0-9a-f]*$")  # of a repository of the hub
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def _of(report: Report, run: Json) -> Provenance:
     step = known.get("step")
     return Provenance(
         run=label,
-        checkpoint=known.get("checkpoint", _UNKNOWN),
+        checkpoint=_REVISION.sub(r"@\1", known.get("checkpoint", _UNKNOWN)),
         step=_UNKNOWN if step is None else f"{step:,}",
         size=_size(known),
         vocabulary=_vocabulary(run),

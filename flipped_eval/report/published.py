@@ -60,7 +60,7 @@ class Reproduction:
 
     def sentence(self) -> str:
         """The comparison in words."""
-        sampled = "" if self.whole else " (measured on a sample of the examples)"
+        sampled = "" if self.whole else " on a sample of the examples"
         return (
             f"{self.label} against the published {self.model}, mean over {counted(self.tasks, 'task')}: "
             f"{percent(self.measured)} measured{sampled}, {percent(self.published)} published, difference "
@@ -104,7 +104,7 @@ def reproductions(report: Report) -> list[Reproduction]:
 def _cells(report: Report, suite: str, task: str, models: Sequence[Json]) -> tuple[str, ...]:
     rows = [report.row(method, suite, task, "accuracy") for method in report.methods]
     measured = (percent(row["value"] if row else None) for row in rows)
-    return (*measured, *(f"{model['accuracy'][task]:.1f}" for model in models))
+    return (*measured, *(f"{model['accuracy'][task]:.2f}" for model in models))
 
 
 def _mean_cells(
@@ -116,7 +116,7 @@ def _mean_cells(
         values = [row["value"] for row in rows if row]
         cells.append(percent(sum(values) / len(values) if len(values) == len(tasks) else None))
     means = (sum(model["accuracy"][task] for task in tasks) / len(tasks) for model in models)
-    return (*cells, *(f"{mean:.1f}" for mean in means))
+    return (*cells, *(f"{mean:.2f}" for mean in means))
 
 
 def _reproductions(
