@@ -615,7 +615,7 @@ def test_the_command_names_a_damaged_file_in_one_line(tmp_path, run_job, evaluat
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data + b"{}" if DAMAGED[damage] is None else DAMAGED[damage])
     with pytest.raises(UserError, match=name) as told:
-        report_command.callback((str(folder),), None, "title")
+        report_command.callback((str(folder),), None, "title", None)
     assert "\n" not in str(told.value) and not (folder / "report.html").exists()
 
 
@@ -659,7 +659,7 @@ def test_a_damaged_training_log_leaves_the_curves_out_with_a_warning(tmp_path, c
     (tmp_path / "run.json").write_text(json.dumps(run))
     assert collect([tmp_path]).training == {}
     assert (
-        "without the training of direct" in caplog.text and "metrics.jsonl, line 1" in caplog.text
+        "without the training of train" in caplog.text and "metrics.jsonl, line 1" in caplog.text
     )
     with pytest.raises(UserError, match="line 1"):
         collect([tmp_path], {"direct": tmp_path / "train"})
