@@ -658,9 +658,7 @@ def test_a_damaged_training_log_leaves_the_curves_out_with_a_warning(tmp_path, c
     run = {"request": {}, "models": [], "checkpoints": {"direct": str(tmp_path / "train")}}
     (tmp_path / "run.json").write_text(json.dumps(run))
     assert collect([tmp_path]).training == {}
-    assert (
-        "without the training of train" in caplog.text and "metrics.jsonl, line 1" in caplog.text
-    )
+    assert "without the training of train" in caplog.text and "metrics.jsonl, line 1" in caplog.text
     with pytest.raises(UserError, match="line 1"):
         collect([tmp_path], {"direct": tmp_path / "train"})
 
