@@ -25,7 +25,7 @@ add_dataset(
     {"validation": [
         {"text": "It is fine.", "label": 1},
         {"text": "It ends with </s> here", "label": 0},
-        {"text": "no label"},
+        {"text": "no label", "label": None},
         {"text": "a very long note " * 20, "label": 0},
     ]},
     "label",
