@@ -134,7 +134,8 @@ class Reporter:
         _add(self._here, {"checkpoint_seconds": seconds})
 
     def _report(self, step: int, learning_rate: float) -> None:
-        row = {"step": step, **self._means(), "learning_rate": learning_rate, **self._speeds()}
+        means, speeds = self._means(), self._speeds()
+        row: dict[str, Any] = {"step": step, **means, "learning_rate": learning_rate, **speeds}
         self._append(json.dumps(row) + "\n")
         scalars = {f"train/{name}": value for name, value in row.items() if name not in _NO_SCALARS}
         counts = row.get(BY_DATASET, {})

@@ -53,7 +53,7 @@ def _published(report: Report, suite: str) -> list[str]:
     found = published(report, suite)
     if found is None:
         return []
-    parts = [escape(one.sentence()) for one in found.reproductions]
+    parts: list[str] = [escape(one.sentence()) for one in found.reproductions]
     parts.append("### Published figures, not measured here")
     if found.rows:
         rows = [[name, *cells] for name, cells in found.rows]
