@@ -179,7 +179,7 @@ def read_csv(
     except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
+        raise UserError(f"{path}, line {reader.reader.line_num}: not CSV: {error}") from error
 
 
 def _decoded(lines: Iterator[bytes], path: pathlib.Path) -> Iterator[str]:
