@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from flipped_core.errors import UserError
+from flipped_core.errors import UserError, shown
 from flipped_core.files import Json, to_json, write_atomically
 from flipped_core.paths import explain
 
@@ -28,7 +28,7 @@ def checksum(data: bytes) -> str:
 
 def write_sealed(path: epath.Path, value: Json) -> Json:
     """Writes an object with its checksum (see `files.write_atomically`) and returns what was written."""
-    sealed = {**value, CHECKSUM: checksum(to_json(value).encode("utf-8"))}
+    sealed = seal(value)
     write_atomically(path, to_json(sealed))
     return sealed
 
@@ -59,6 +59,35 @@ def read_sealed(path: epath.Path, sealed_since: int, older: Collection[str]) -> 
     if expected != found:
         raise UserError(f"{path}: {DAMAGED}: its content does not match its checksum")
     return value
+
+
+def seal(value: Json) -> Json:
+    """An object with its checksum, as `write_sealed` writes it."""
+    return {**value, CHECKSUM: checksum(to_json(value).encode("utf-8"))}
+
+
+def read_optionally_sealed(path: epath.Path, known: Collection[str]) -> Json:
+    """As `read_sealed`, of a file without a `format`: one without a checksum, of an older version, has names in `known` only."""
+    value = read_json_file(path)
+    expected = value.pop(CHECKSUM, None)
+    if expected is None:
+        unknown = sorted(set(value) - set(known))
+        if unknown:
+            raise UserError(
+                f"{path}: {DAMAGED}: it has no checksum, {CHECKSUM!r}, but {shown(unknown[0])}"
+            )
+    elif expected != seal(value)[CHECKSUM]:
+        raise UserError(f"{path}: {DAMAGED}: its content does not match its checksum")
+    return value
+
+
+def is_intact(path: epath.Path) -> bool:
+    """Whether a file is there and has the checksum of its content."""
+    try:
+        value = read_json_file(path)
+    except UserError:
+        return False
+    return value.pop(CHECKSUM, None) == seal(value)[CHECKSUM]
 
 
 def read_json_file(path: epath.Path) -> Json:

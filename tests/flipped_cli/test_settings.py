@@ -370,6 +370,25 @@ def test_a_run_file_that_is_none_is_one_line(tmp_path: pathlib.Path, text: str) 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "old, new", [('"seed": 0', '"seed": 1'), ('"inputs": 512', '"inputs": 112'), ("}", "")]
+)
+def test_a_damaged_run_file_is_no_other_run_and_does_not_keep_a_run_from_resuming(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], old: str, new: str
+) -> None:
+    run = written(tmp_path)
+    file = tmp_path / "run.json"
+    good = file.read_text()
+    assert old in good
+    file.write_text(good.replace(old, new, 1))
+    with pytest.raises(UserError, match="run.json: not what was written there"):
+        read_run(epath.Path(file), partial=True)
+    provenance.open_run(run, "gin")
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: ") and "run.json: not what was written there" in line
+    assert file.read_text() == good
+
+
 def test_the_model_is_a_setting_too() -> None:
     run = of_train("T5Config.vocab_size=64.0", "DROPOUT_RATE=0")
     assert run.model == dataclasses.replace(run.model, vocab_size=64, dropout_rate=0.0)
