@@ -174,7 +174,9 @@ def info(checkpoint: str) -> None:
     for name in BESIDE:
         file = _beside(checkpoint, name)
         if file is not None and name.endswith(".json"):
-            click.echo(f"{name}: {json.dumps(read_json_file(file), ensure_ascii=False, sort_keys=True)}")
+            click.echo(
+                f"{name}: {json.dumps(read_json_file(file), ensure_ascii=False, sort_keys=True)}"
+            )
         elif file is not None:
             click.echo(f"{name}: {file.stat().length:,} bytes")
 

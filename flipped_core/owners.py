@@ -53,7 +53,9 @@ class Owner:
         ):
             raise ValueError("not the description of a process")
         found = cls(**{name: value[name] for name in types})
-        if not (0 < found.pid < 2**31 and 0 <= found.ticks < 2**63 and 0 <= found.started < _LATEST):
+        if not (
+            0 < found.pid < 2**31 and 0 <= found.ticks < 2**63 and 0 <= found.started < _LATEST
+        ):
             raise ValueError("not the numbers of a process")
         return found
 

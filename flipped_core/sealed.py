@@ -67,10 +67,10 @@ def seal(value: Json) -> Json:
 
 
 def read_optionally_sealed(path: epath.Path, known: Collection[str]) -> Json:
-    """As `read_sealed`, of a file without a `format`: one without a checksum, of an older version, has names in `known` only."""
+    """As `read_sealed`, of a file whose older versions have no checksum and no names but `known`."""
     value = read_json_file(path)
-    expected = value.pop(CHECKSUM, None)
-    if expected is None:
+    is_sealed, expected = CHECKSUM in value, value.pop(CHECKSUM, None)
+    if not is_sealed:
         unknown = sorted(set(value) - set(known))
         if unknown:
             raise UserError(

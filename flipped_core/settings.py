@@ -242,6 +242,8 @@ def checked(one: Declared, value: Any, label: str | None = None) -> Any:
     except _Mismatch as error:
         why = f"; {error}" if str(error) else ""
         raise UserError(f"{label}: expected {one.expected}, got {shown(value)}{why}") from None
+    except UserError as error:  # of a field of nested settings
+        raise UserError(f"{label}: {error}") from None
 
 
 def shown(value: Any) -> str:

@@ -19,7 +19,7 @@ from etils import epath
 
 from flipped_core import hub
 from flipped_core.errors import UserError
-from flipped_core.paths import to_path
+from flipped_core.paths import is_bucket, to_path
 from flipped_core.sealed import read_optionally_sealed, seal
 from flipped_core.settings import check_fields, declared, from_mapping, setting, shown
 from flipped_tasks.methods import METHODS
@@ -188,6 +188,8 @@ def find(checkpoint: str, place: str, config: T5Config) -> Recipe:
       UserError: one of its files cannot be read, or a field of it is unknown or not of its type.
     """
     folder = to_path(hub.local(place))
+    if not is_bucket(folder):
+        folder = folder.resolve()  # a link in a run's folder is no checkpoint of that run
     if not folder.is_dir():
         folder = folder.parent
     run_folder = run_folder_of(folder)
@@ -227,6 +229,7 @@ def find(checkpoint: str, place: str, config: T5Config) -> Recipe:
 def run_folder_of(folder: epath.Path) -> epath.Path | None:
     """The run that contains a checkpoint: RUN of RUN/checkpoints/N; None of any other folder."""
     contained = folder.parent.name == CHECKPOINTS and folder.name.isdigit()
+    contained = contained and not (folder / hub.CONFIG).exists()  # a Hugging Face folder
     return folder.parent.parent if contained else None
 
 

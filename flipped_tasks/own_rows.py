@@ -35,7 +35,9 @@ class OwnRows:
         self._seen: dict[str, list[bytes]] = {}  # rows of iterators, which give them once
         if isinstance(source, Mapping):
             if not source:
-                raise UserError(f"dataset {dataset!r}: source: expected at least one split, got none")
+                raise UserError(
+                    f"dataset {dataset!r}: source: expected at least one split, got none"
+                )
             for split in source:
                 if not isinstance(split, str) or not split or "/" in split or not is_utf8(split):
                     raise UserError(

@@ -346,9 +346,13 @@ def test_run_files_of_older_versions_resume(
         ({"model": {"emb_dims": 3}}, "unknown field 'emb_dims'; nearest: 'emb_dim'"),
         (
             {"model": {"emb_dim": "wide"}},
-            "T5Config: emb_dim: expected a whole number .*, got 'wide'",
+            "run.json: model: T5Config: emb_dim: expected a whole number .*, got 'wide'",
         ),
         ({"mixture": 5}, "run.json: mixture: expected a name, got 5"),
+        (
+            {"model": {"emb_dim": "x"}},
+            "run.json: model: T5Config: emb_dim: expected a whole number",
+        ),
         ({"input_eos": None}, "run.json: input_eos: expected True or False, got None"),
         ({"vocab_path": ["v"]}, r"run.json: vocab_path: expected a path, got \['v'\]"),
     ],

@@ -329,7 +329,9 @@ def test_what_is_read_is_what_was_stored(tmp_path) -> None:
     assert read() == rows
 
 
-@pytest.mark.parametrize("name", ["train.progress.json", "train.part-00000", "train.part-00000.npy"])
+@pytest.mark.parametrize(
+    "name", ["train.progress.json", "train.part-00000", "train.part-00000.npy"]
+)
 def test_a_stopped_run_whose_files_are_damaged_begins_anew(
     tmp_path, monkeypatch, capsys, name
 ) -> None:
