@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from flipped_core.errors import UserError, shown
+from flipped_core.errors import UserError
 from flipped_core.files import Json, to_json, write_atomically
 from flipped_core.paths import explain
 
@@ -66,17 +66,10 @@ def seal(value: Json) -> Json:
     return {**value, CHECKSUM: checksum(to_json(value).encode("utf-8"))}
 
 
-def read_optionally_sealed(path: epath.Path, known: Collection[str]) -> Json:
-    """As `read_sealed`, of a file whose older versions have no checksum and no names but `known`."""
+def read_optionally_sealed(path: epath.Path) -> Json:
+    """As `read_sealed`, of a file whose older versions have no checksum; the caller refuses unknown names."""
     value = read_json_file(path)
-    is_sealed, expected = CHECKSUM in value, value.pop(CHECKSUM, None)
-    if not is_sealed:
-        unknown = sorted(set(value) - set(known))
-        if unknown:
-            raise UserError(
-                f"{path}: {DAMAGED}: it has no checksum, {CHECKSUM!r}, but {shown(unknown[0])}"
-            )
-    elif expected != seal(value)[CHECKSUM]:
+    if CHECKSUM in value and value.pop(CHECKSUM) != seal(value)[CHECKSUM]:
         raise UserError(f"{path}: {DAMAGED}: its content does not match its checksum")
     return value
 

@@ -12,16 +12,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
 from flipped_core import hub
-from flipped_core.errors import UserError
+from flipped_core.errors import UserError, unknown
 from flipped_core.paths import is_bucket, to_path
 from flipped_core.sealed import read_optionally_sealed, seal
-from flipped_core.settings import check_fields, declared, from_mapping, setting, shown
+from flipped_core.settings import check_fields, from_mapping, setting, shown
 from flipped_tasks.methods import METHODS
 from flipped_tasks.tokens import Vocabulary
 from t5_engine.config import STRUCTURE_FIELDS, T5Config
@@ -189,7 +190,9 @@ def find(checkpoint: str, place: str, config: T5Config) -> Recipe:
     """
     folder = to_path(hub.local(place))
     if not is_bucket(folder):
-        folder = folder.resolve()  # a link in a run's folder is no checkpoint of that run
+        folder = to_path(
+            os.path.realpath(folder)
+        )  # a link in a run's folder is no checkpoint of that run
     if not folder.is_dir():
         folder = folder.parent
     run_folder = run_folder_of(folder)
@@ -244,7 +247,10 @@ def read_run_file(file: epath.Path) -> dict[str, Any]:
     Raises:
       UserError: it cannot be read, or is not what training wrote; names the file.
     """
-    content = read_optionally_sealed(file, RUN_FIELDS)
+    content = read_optionally_sealed(file)
+    for name in content:
+        if name not in RUN_FIELDS:
+            raise UserError(f"{file}: {unknown('field', name, RUN_FIELDS)}")
     if not isinstance(content.get("recipe"), Mapping):
         raise UserError(
             f"{file}: not a run file: expected an object 'recipe', got {shown(content.get('recipe'))}"
@@ -306,7 +312,7 @@ def sha256(path: epath.PathLike) -> str:
 def _from_recipe_file(
     checkpoint: str, file: epath.Path, vocab: str | None, sources: dict[str, str]
 ) -> Recipe:
-    content = read_optionally_sealed(file, declared(RecipeFile))
+    content = read_optionally_sealed(file)
     found = RecipeFile(**from_mapping(RecipeFile, content, str(file)))
     if vocab is not None and found.vocabulary_sha256 not in (None, sha256(vocab)):
         raise UserError(
