@@ -15,6 +15,7 @@ from flipped_cli import offline, provenance
 from flipped_core import files, hub
 from flipped_core.errors import UserError
 from flipped_core.paths import to_path
+from flipped_core.sealed import read_json_file
 from flipped_eval import recipes
 from flipped_eval.recipes import VOCABULARY
 
@@ -173,7 +174,9 @@ def info(checkpoint: str) -> None:
     for name in BESIDE:
         file = _beside(checkpoint, name)
         if file is not None and name.endswith(".json"):
-            click.echo(f"{name}: {json.dumps(_read(file), ensure_ascii=False, sort_keys=True)}")
+            click.echo(
+                f"{name}: {json.dumps(read_json_file(file), ensure_ascii=False, sort_keys=True)}"
+            )
         elif file is not None:
             click.echo(f"{name}: {file.stat().length:,} bytes")
 
@@ -285,7 +288,7 @@ def _export_hf(
         settings["name"] or name,
         weights,
         recipe,
-        {} if origin is None else _read(origin),
+        {} if origin is None else read_json_file(origin),
         results,
         _size_name(weights.config),
     )
@@ -358,16 +361,6 @@ def _write_origin(folder: pathlib.Path, command: str, **facts: Any) -> None:
     }
     text = json.dumps(content, indent=2, ensure_ascii=False)
     (folder / ORIGIN).write_text(text + "\n", encoding="utf-8")
-
-
-def _read(file: epath.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: expected a JSON object: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 def _count(config: T5Config) -> int:

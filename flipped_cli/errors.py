@@ -23,6 +23,7 @@ from flipped_core.errors import UserError
 
 USER_ERROR_CODE = UserError.exit_code
 INTERRUPTED_CODE = interrupts.exit_code(signal.SIGINT)
+_LONGEST = 1500  # characters of a message
 
 
 def protect() -> None:
@@ -44,6 +45,10 @@ def begin(*, lasting: bool) -> None:
 def report(message: object) -> int:
     """Writes `error: message` on one line of stderr and returns the exit code, 2 where the message has no other."""
     line = " ".join(str(message).split())
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST - 1]}…"
+    # What a file or a name holds must not steer the terminal.
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     with contextlib.suppress(OSError):  # nobody reads stderr, or its disk is full
         print(f"error: {line}", file=sys.stderr, flush=True)
     return message.exit_code if isinstance(message, UserError) else USER_ERROR_CODE
