@@ -65,6 +65,7 @@ restarts=0
 while :; do
   start &
   step=$!
+  [[ -n $stopped ]] && kill -TERM "$step" 2>/dev/null # it came before there was a step
   wait "$step"
   code=$?
   if [[ -n $stopped ]]; then
