@@ -24,6 +24,7 @@ from typing import NoReturn
 
 from flipped_core import failures, interrupts, paths, streams
 from flipped_core.errors import UserError
+from t5_engine import compilation_cache
 
 USER_ERROR_CODE = UserError.exit_code
 # For an orderly end with the run's other processes after a failure; those that have not heard of it never come.
@@ -45,6 +46,7 @@ def begin(*, lasting: bool) -> None:
     """
     protect()
     streams.watch_readers(lasting=lasting)
+    compilation_cache.keep_from_xla()
 
 
 def report(message: object) -> int:

@@ -469,7 +469,7 @@ def test_two_processes_on_slurm(tmp_path: pathlib.Path, small_vocab_path: str) -
     stand_in(tmp_path / "tools", "srun", SRUN.format(python=sys.executable))
     settings = real_settings(tmp_path, small_vocab_path)
     settings["SETTINGS"] += " --gin.TRAIN_STEPS=2"
-    done = run("slurm.sh", tools=tmp_path / "tools", settings=settings, seconds=300)
+    done = run("slurm.sh", tools=tmp_path / "tools", settings=settings, seconds=600)
     assert done.returncode == 0 and "restart" not in done.stdout, done.stdout + done.stderr
     assert_each_step_once(tmp_path, 2)
 
@@ -488,7 +488,7 @@ def test_a_mistake_of_one_process_ends_the_job(
     settings = real_settings(tmp_path, small_vocab_path)
     shutil.copy(small_vocab_path, tmp_path / "1.model")
     settings["SETTINGS"] += f" --gin.VOCAB_PATH={tmp_path}/NODE.model"
-    done = run("slurm.sh", tools=tmp_path / "tools", settings=settings, seconds=300)
+    done = run("slurm.sh", tools=tmp_path / "tools", settings=settings, seconds=600)
     assert done.returncode == 2 and "not started again" in done.stdout, done.stdout + done.stderr
     mistakes = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(mistakes) == 2 and all("0.model" in line for line in mistakes), done.stderr

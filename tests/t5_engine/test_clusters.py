@@ -257,3 +257,20 @@ def test_what_does_not_fit_together(environment: Mapping[str, str], message: str
 )
 def test_slurms_short_form_of_hosts(names: str, hosts: list[str]) -> None:
     assert clusters.expand_hosts(names) == hosts
+
+
+@pytest.mark.parametrize(
+    "names, hosts",
+    [
+        ("rack[1-2]gpu[08-09]-ib", ["rack1gpu08-ib", "rack1gpu09-ib", "rack2gpu08-ib", "rack2gpu09-ib"]),
+        ("a,b[1,3-4],c", ["a", "b1", "b3", "b4", "c"]),
+    ],
+)  # fmt: skip
+def test_names_of_hosts(names: str, hosts: list[str]) -> None:
+    assert clusters.expand_hosts(names) == hosts
+
+
+@pytest.mark.parametrize("names", ["", ",", "node[a-b]", "node[1-]", "node[1-99999999999]"])
+def test_what_names_no_hosts(names: str) -> None:
+    with pytest.raises(UserError, match="SLURM_STEP_NODELIST: expected names of hosts, such as"):
+        clusters.expand_hosts(names)
