@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import pathlib
-import shlex
 import shutil
 import signal
 import subprocess
@@ -18,6 +17,7 @@ import pytest
 import yaml
 
 from t5_engine import clusters
+from tests.launch_stand_ins import GCLOUD, PYTHON_OF_CODES, SRUN, stand_in
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
@@ -126,12 +126,6 @@ def test_a_process_that_was_stopped_is_not_done(tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "saved").exists()
 
 
-def stand_in(folder: pathlib.Path, name: str, text: str) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(text, encoding="utf-8")
-    (folder / name).chmod(0o755)
-
-
 def run(
     script: str, *words: str, tools: pathlib.Path, settings: Mapping[str, str], seconds: int = 120
 ) -> subprocess.CompletedProcess[str]:
@@ -210,56 +204,6 @@ def test_missing_settings_are_named(tmp_path: pathlib.Path) -> None:
     assert done.returncode == 2 and "got 'begin'" in done.stderr
 
 
-# A pod of two workers: a folder each, in which commands run as they would on the machines.
-GCLOUD = """#!{python}
-import json, os, pathlib, shutil, subprocess, sys
-state = pathlib.Path(os.environ["STATE"])
-words = sys.argv[1:]
-assert words[:3] == ["compute", "tpus", "tpu-vm"], words
-action, flags = words[3], {{w.split("=", 1)[0]: w.split("=", 1)[-1] for w in words[4:] if w.startswith("--")}}
-with open(state / "calls", "a") as log:
-    log.write(action + " " + flags.get("--command", "") + "\\n")
-workers = [state / f"worker{{n}}" for n in range(2)]
-chosen = workers if flags.get("--worker", "all") == "all" else [workers[int(flags["--worker"])]]
-if action == "create":
-    if (state / "ready").exists():
-        sys.exit("exists")
-    for worker in workers:
-        worker.mkdir()
-    (state / "ready").touch()
-elif action == "describe":
-    print("READY" if (state / "ready").exists() else "")
-elif action == "delete":
-    if not (state / "ready").exists():
-        sys.exit("NOT_FOUND")
-    for worker in workers:
-        shutil.rmtree(worker, ignore_errors=True)
-    (state / "ready").unlink()
-elif action == "scp":
-    source, target = [w for w in words[4:] if not w.startswith("--")]
-    for worker in chosen:
-        shutil.copy(source, worker / target.partition(":")[2])
-elif action == "ssh":
-    if not (state / "ready").exists():
-        sys.exit("unreachable")
-    running = []
-    for worker in chosen:
-        number = workers.index(worker)
-        environment = {{
-            **os.environ, "HOME": str(worker), "TPU_WORKER_ID": str(number), "WORKER": str(number),
-            "TPU_WORKER_HOSTNAMES": "127.0.0.1,127.0.0.1", "JAX_COORDINATOR_PORT": os.environ.get("PORT", "8477"),
-        }}
-        running.append(subprocess.Popen(["bash", "-c", flags["--command"]], cwd=worker, env=environment))
-    sys.exit(max([process.wait() for process in running], key=abs))
-"""
-# Stands for Python on the workers: ends with the code that the worker's file has for this attempt.
-PYTHON_OF_CODES = """#!/bin/bash
-attempt=$(cat "$HOME/attempt" 2>/dev/null || echo 0)
-echo $((attempt + 1)) >"$HOME/attempt"
-codes=($(cat "$STATE/codes$WORKER"))
-echo "attempt $attempt: $*"
-exit "${codes[$attempt]}"
-"""
 POD = {
     "MODEL_DIR": "gs://mine/run",
     "DATA_DIR": "gs://mine/data",
@@ -299,131 +243,6 @@ def test_when_a_tpu_pod_is_started_again(
     assert not (tmp_path / "worker0").exists()
 
 
-# Notes its words; stands for what a guide's commands call.
-NOTES = """#!/bin/bash
-echo "$(basename "$0") $*" >>"$STATE/said"
-"""
-# Starts the script with the variables of --export, as SLURM does.
-SBATCH = """#!/bin/bash
-echo "sbatch $*" >>"$STATE/said"
-for word; do
-  [[ $word == --export=ALL,* ]] && exported=${word#--export=ALL,}
-  script=$word
-done
-IFS=, read -ra variables <<<"$exported"
-exec env "${variables[@]}" SLURM_JOB_ID=7 bash "$script"
-"""
-
-
-def documented(title: str) -> str:
-    """The commands of a section of docs/training.md."""
-    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").split(f"## {title}")[1]
-    commands = text.split("```bash\n")[1].split("```")[0]
-    return commands.replace("YOUR-BUCKET", "a-bucket")
-
-
-def follow_the_guide(tmp_path: pathlib.Path, commands: str) -> str:
-    """Runs a guide's commands to the letter in a copy of the project, and returns all that was said."""
-    project, tools = tmp_path / "project", tmp_path / "tools"
-    project.mkdir()
-    for name in ("launch", "gin"):
-        shutil.copytree(ROOT / name, project / name)
-    subprocess.run(["git", "init", "-q"], cwd=project, check=True)
-    stand_in(project / "launch", "install.sh", NOTES)
-    (project / ".venv" / "bin").mkdir(parents=True)
-    stand_in(project / ".venv" / "bin", "flipped", NOTES)
-    stand_in(tools, "python_of_codes", PYTHON_OF_CODES)
-    stand_in(tools, "srun", NOTES)
-    stand_in(tools, "sbatch", SBATCH)
-    gcloud = GCLOUD.format(python=sys.executable)
-    stand_in(
-        tools, "gcloud", gcloud.replace("action, flags", 'if words[0] == "auth": sys.exit()\naction, flags')
-        .replace("assert words[:3]", 'assert words[0] == "auth" or words[:3]'),
-    )  # fmt: skip
-    for number in range(2):
-        (tmp_path / f"codes{number}").write_text("0")
-    environment = {
-        **os.environ,
-        "STATE": str(tmp_path),
-        "INSTALL": "true",
-        "POLL": "1",
-        "HOME": str(tmp_path),
-    }
-    environment["PATH"] = f"{tools}{os.pathsep}{environment['PATH']}"
-    if "tpu_pod" in commands:
-        environment["PYTHON"] = str(tools / "python_of_codes")
-    done = subprocess.run(
-        ["bash", "-euc", commands], cwd=project, env=environment, capture_output=True, text=True, timeout=120
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return (tmp_path / "said").read_text() + done.stdout
-
-
-def assert_a_run(line: str, folder: str) -> None:
-    """The command is FLIPPED XL, and every macro is one that training reads."""
-    from flipped_cli import gin_config
-    from flipped_cli.runs import TrainRun
-
-    words = line[line.index("train.py") :].split()[1:]
-    assert [word for word in words if "gin_file" in word] == [
-        "--gin_file=gin/models/xl.gin", "--gin_file=gin/recipes/flipped.gin", "--gin_file=gin/runs/train.gin"
-    ]  # fmt: skip
-    gin_config.load(gin_config.parse_arguments(words, ""), TrainRun)
-    made = gin_config.make(TrainRun)
-    assert (made.model_dir, made.data_dir) == (f"{folder}/runs/flipped_xl", f"{folder}/data")
-    assert made.vocab_path == "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
-    assert made.initial_checkpoint_path is not None
-    assert made.initial_checkpoint_path.endswith("t5_1_1_lm100k_xl/checkpoint_1100000")
-    assert made.mixture == "flipped_train" and made.steps == 5000
-    assert made.model.dtype == "bfloat16" and made.model.emb_dim == 2048
-
-
-def test_the_guide_for_a_pod(tmp_path: pathlib.Path) -> None:
-    said = follow_the_guide(tmp_path, documented("FLIPPED XL on a v5p-64 pod"))
-    assert "install.sh gcs,hub\n" in said
-    assert "flipped data prepare training --from hub --data_dir gs://a-bucket/data\n" in said
-    calls = [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines()]
-    assert calls[-1] == "delete" and calls.count("create") == 1
-    starts = [line for line in (tmp_path / "calls").read_text().splitlines() if "train.py" in line]
-    assert len(starts) == 1
-    command = shlex.split(shlex.split(starts[0][starts[0].index("bash launch") :])[-1])
-    assert_a_run(" ".join(command), "gs://a-bucket")
-    assert "COMPILATION_CACHE_DIR=gs://a-bucket/xla" in starts[0]
-
-
-def test_the_guide_for_slurm(tmp_path: pathlib.Path) -> None:
-    said = follow_the_guide(tmp_path, documented("FLIPPED XL on two nodes"))
-    assert "install.sh cuda,gcs,hub\n" in said
-    assert "flipped data prepare training --from hub --data_dir /shared/data\n" in said
-    [step] = [line for line in said.splitlines() if line.startswith("srun ")]
-    assert "--gpu-bind=none" in step and step.index(".venv/bin/python train.py")
-    assert_a_run(step, "/shared")
-
-
-# Two processes on loopback. Once, the second one is killed after some steps.
-SRUN = """#!{python}
-import os, pathlib, signal, subprocess, sys, time
-state = pathlib.Path(os.environ["STATE"])
-command = sys.argv[1:]
-while command[0].startswith("-"):
-    command.pop(0)
-processes = []
-for n in range(2):
-    environment = dict(
-        os.environ, SLURM_JOB_ID=os.environ["JOB"], SLURM_STEP_NODELIST="127.0.0.1", SLURM_NTASKS="2",
-        SLURM_PROCID=str(n), SLURM_LOCALID=str(n),
-    )
-    processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
-    with open(state / "groups", "a") as groups:
-        groups.write(f"{{processes[-1].pid}}\\n")
-metrics = pathlib.Path(os.environ["MODEL_DIR"]) / "metrics.jsonl"
-while not (state / "killed").exists() and all(process.poll() is None for process in processes):
-    if metrics.exists() and len(metrics.read_text().splitlines()) >= 3:
-        (state / "killed").touch()
-        os.killpg(processes[1].pid, signal.SIGKILL)
-    time.sleep(0.05)
-sys.exit(max(code if code >= 0 else 128 - code for code in [process.wait() for process in processes]))
-"""
 TINY = (
     "--gin.TRAIN_STEPS=12 --gin.BATCH_SIZE=4 --gin.CHECKPOINT_PERIOD=2 --gin.LOG_PERIOD=1 "
     "--gin.MIXTURE_OR_TASK_NAME=direct.super_glue_rte --gin.COORDINATOR_TIMEOUT=200 "
