@@ -4,7 +4,7 @@
 |---|---|
 | 0 | the work is done; of training also: stopped by SIGTERM, and saved |
 | 1 | a check has found something (`tasks lint`, `data verify`, `ckpt verify`), or a bug, with its traceback |
-| 2 | a mistake of the user, or a disk, a device or another process is in the way: one line says so |
+| 2 | a mistake of the user, or a disk, a device or another run is in the way: one line says so |
 | 75 | a process of the run did not come up in time: one line names it; the same command may succeed later |
 | 129, 130, 143 | ended by SIGHUP, Ctrl-C, SIGTERM: one line says what is kept |
 
