@@ -11,7 +11,7 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
@@ -44,8 +44,8 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
     Raises:
       UserError: a setting that does not fit the checkpoints or the data.
     """
-    check_paths(run, written=() if run.plan_only else ("output_dir",))
-    with _joined(run):
+    check = functools.partial(check_paths, run, written=() if run.plan_only else ("output_dir",))
+    with _joined(run, check):
         run = _pinned(run)
         trained = _recipes(run)
         check_data_dir(run.data_dir)
@@ -67,10 +67,10 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _joined(run: EvalRun) -> Iterator[None]:
+def _joined(run: EvalRun, check: Callable[[], object]) -> Iterator[None]:
     """Joins the job's other processes, where it has several; a mistake in one of them then ends all."""
     before = signal.getsignal(signal.SIGTERM)
-    if not run.join():
+    if not run.join(check):
         from t5_engine import launch
 
         launch.check_devices()
