@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from flipped_tasks.datasets import DatasetSpec
 
 _LOCAL = ("task_modules",)
-# By `compilation_cache.enable`, since a variable may name it too.
-_CHECKED_ELSEWHERE = ("compilation_cache_dir",)
 # The texts that the demo's checkpoint is pre-trained on; they are of no method.
 WORLD_TEXTS = ("world_text", "world_text_with_lists")
 
@@ -28,7 +26,7 @@ def check_paths(run: Any, written: Collection[str] = ()) -> None:
       written: the fields of paths that are written; the others are read.
     """
     for name, one in declared(type(run)).items():
-        if not one.setting.path or name in _CHECKED_ELSEWHERE:
+        if not one.setting.path:
             continue
         value = getattr(run, name)
         for path in (value,) if isinstance(value, str) else value or ():

@@ -44,7 +44,8 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
     Raises:
       UserError: a setting that does not fit the checkpoints or the data.
     """
-    check_paths(run, written=() if run.plan_only else ("output_dir",))
+    cache = "compilation_cache_dir"
+    check_paths(run, written=(cache,) if run.plan_only else (cache, "output_dir"))
     with _joined(run):
         run = _pinned(run)
         trained = _recipes(run)

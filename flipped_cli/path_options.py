@@ -37,7 +37,9 @@ def _label(param: click.Parameter | None) -> str:
     """The option or argument as the user knows it."""
     if param is None:
         return "path"
-    return param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
+    return (
+        param.opts[0] if isinstance(param, click.Option) else param.human_readable_name.strip("[]…")
+    )
 
 
 READ = PathType()
