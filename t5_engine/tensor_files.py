@@ -6,7 +6,7 @@ import json
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeGuard, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeGuard, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -32,8 +32,8 @@ _DTYPES = {
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
 }
-File = pathlib.Path | epath.Path  # the latter in a bucket
-_Found = TypeVar("_Found", bound=File)
+File: TypeAlias = "pathlib.Path | epath.Path"  # the latter in a bucket
+_Found = TypeVar("_Found", bound="File")
 
 
 class TensorFile(Protocol):

@@ -20,7 +20,6 @@ from flipped_eval import jobs, shards
 from t5_engine.scorer import Scorer
 
 PAIRS_TOGETHER = 60
-BUCKET_SHARD_BYTES = 30_000  # several shards for a small job
 
 
 def after(chunks: int, real: Callable[..., Any], fault: Callable[[], None]) -> Callable[..., Any]:
@@ -63,6 +62,5 @@ def apply(fault: str, chunks: int) -> None:
 if __name__ == "__main__":
     assert jobs.evaluate.__kwdefaults__ is not None
     jobs.evaluate.__kwdefaults__["pairs_together"] = PAIRS_TOGETHER
-    shards.BUCKET_SHARD_BYTES = BUCKET_SHARD_BYTES
     apply(sys.argv[1], int(sys.argv[2]))
     main.main(sys.argv[3:], prog_name="flipped")
