@@ -121,11 +121,11 @@ def test_every_path_is_in_a_bucket_and_the_run_is_complete_in_itself(
         gcs.storage.delete_file(BUCKET, f"run/{name}")
     gcs.storage.delete_file(BUCKET, "vocabulary/small.model")
     evaluate("../disk/run", "../disk/out")
-    evaluate(f"{B}/back", f"{B}/again")
     for name in MADE:
         assert (tmp_path / "disk" / "out" / name).read_bytes() == gcs.read(f"out/{name}"), name
-        assert gcs.read(f"again/{name}") == gcs.read(f"out/{name}"), name
-    assert "files as in checksums.json" in call("ckpt", "verify", "../disk/run")
+    for path in ("../disk/run", f"{B}/back"):
+        assert "files as in checksums.json" in call("ckpt", "verify", path)
+        assert f"recipe: {path}: method flipped" in call("ckpt", "info", path)
     call("ckpt", "export", "../disk/run", f"{B}/hf_again", "--to", "hf")
     assert gcs.read("hf_again/model.safetensors") == gcs.read("hf/model.safetensors")
     assert list(here.iterdir()) == []
