@@ -183,6 +183,14 @@ def test_a_read_only_bucket_is_one_line_in_time(refused: Refused, words: tuple[s
     assert "expected a bucket that can be written, got gs://bucket/x: " in line
 
 
+def test_a_report_beside_read_only_results_is_refused(gcs: Emulator) -> None:
+    gcs.write("x/results.json", b"{}")
+    gcs.faults.append(lambda method, path, number: 403 if method != "GET" else None)
+    said = CliRunner().invoke(main, ["report", "gs://bucket/x"])
+    [line] = said.stderr.strip().splitlines()
+    assert said.exit_code == 2 and "results: expected a bucket that can be written" in line
+
+
 @pytest.mark.parametrize("words", LOCAL, ids=name)
 def test_what_cannot_be_in_a_bucket_is_refused(refused: Refused, words: tuple[str, ...]) -> None:
     assert "expected a local path, got 'gs://bucket/x'" in refused(words, "gs://bucket/x")
