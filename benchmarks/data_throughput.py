@@ -1,4 +1,4 @@
-"""How fast real rows become batches: SeqIO with each method, rendering alone, the first batch, a restart, memory.
+"""How fast real rows become batches with each method, rendering alone, the first batch, a restart, memory.
 
     python benchmarks/data_throughput.py --data_dir FOLDER --vocab sentencepiece.model [--only stream,render,…]
 
@@ -52,7 +52,7 @@ def mixed_datasets(data_dir: str) -> list[str]:
 
 
 def stream(data_dir: str, vocab: str, count: int) -> None:
-    """Examples a second through SeqIO to batches of the full lengths."""
+    """Examples a second, from rows to batches of the full lengths."""
     names = mixed_datasets(data_dir)
     print("| method | examples/s | a CPU second |\n|---|---|---|")
     for method in METHODS:

@@ -159,7 +159,7 @@ def task_of(example_id: bytes) -> str:
 
 def _show_counts(mixture: str) -> None:
     """Prints, for each task, what was dropped and what was cut."""
-    from flipped_tasks.counts import lines
+    from flipped_tasks.seqio_tasks import count_lines
 
-    for line in lines(mixture):
+    for line in count_lines(mixture):
         print(line, flush=True)

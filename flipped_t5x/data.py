@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import seqio
 import tensorflow as tf
 
@@ -12,6 +14,7 @@ from flipped_core.errors import UserError
 from flipped_t5x import checkpoints
 from flipped_t5x.converter import with_wrong_length
 from flipped_tasks import stream
+from flipped_tasks.seqio_tasks import RowTask
 from mixtures import modules, own, registration
 
 
@@ -67,45 +70,31 @@ def get_dataset(
     if cfg.seed is None:
         raise UserError("seed: expected a number, got None: the stream is a function of it")
     start = max(checkpoints.steps(model_dir), default=0)
-    provider = seqio.get_mixture_or_task(cfg.mixture_or_task_name)
-    is_mixture = isinstance(provider, seqio.Mixture)
-    tasks = provider.tasks if is_mixture else [provider]
-    place = stream.Place(
-        tasks=tuple(task.name for task in tasks),
-        rates=tuple(provider.get_rate(task) for task in tasks) if is_mixture else (1.0,),
-        seed=cfg.seed + start if cfg.pack else cfg.seed,
-        start=0 if cfg.pack else start * cfg.batch_size,
-        batch_size=cfg.batch_size,
-        host_index=shard_id,
-        host_count=num_shards,
-    )
     lengths = with_wrong_length(cfg.task_feature_lengths)
-    features = provider.output_features
-    settings: dict[str, Any] = {"passthrough_features": ["example_id"]} if is_mixture else {}
-    with stream.at(place):
-        examples = provider.get_dataset(
-            sequence_length={name: lengths[name] for name in features},
-            split=cfg.split,
-            use_cached=cfg.use_cached,
-            shuffle=cfg.shuffle,
-            seed=place.seed,
-            num_epochs=None,
-            trim_output_features=False,  # the tasks make no longer ones
-            **settings,
-        )
-
-    def trimmed(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Without the padding that examples have which were rendered together; no id is 0."""
-        return {
-            name: example[name][: tf.math.count_nonzero(example[name], dtype=tf.int32)]
-            for name in features
-        }
-
+    source = stream.Stream(
+        cfg.mixture_or_task_name,
+        lengths,
+        seed=cfg.seed + start if cfg.pack else cfg.seed,
+        split=cfg.split,
+        shuffle=cfg.shuffle,
+        rows=RowTask.cached_rows if cfg.use_cached else None,
+    )
+    slots = stream.Slots(cfg.batch_size, shard_id, num_shards)
     converter = feature_converter_cls(
         pack=cfg.pack, use_custom_packing_ops=cfg.use_custom_packing_ops
     )
-    used = {name: lengths[name] for name in converter.TASK_FEATURES}
-    converted = converter(examples.map(trimmed), used)
+    names = tuple(converter.TASK_FEATURES)
+
+    def examples() -> Iterator[dict[str, np.ndarray]]:
+        for step in itertools.count(0 if cfg.pack else start):
+            for example in source.examples(slots.of(step)):
+                yield {name: np.array(getattr(example, name), np.int32) for name in names}
+
+    tokens = tf.TensorSpec([None], tf.int32)
+    dataset = tf.data.Dataset.from_generator(
+        examples, output_signature=dict.fromkeys(names, tokens)
+    )
+    converted = converter(dataset, {name: lengths[name] for name in names})
     return converted.batch(cfg.batch_size // num_shards, drop_remainder=True).prefetch(2)
 
 

@@ -1,23 +1,22 @@
-"""Batches of NumPy arrays for the engine, read through SeqIO."""
+"""Batches of NumPy arrays for the engine, from the training stream."""
 
 from __future__ import annotations
 
-import atexit
-import dataclasses
-import weakref
+import array
+import collections
+import concurrent.futures
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import seqio
-import tensorflow as tf
 
-from flipped_core.errors import UserError, unknown
-from flipped_tasks import stream
+from flipped_core.errors import UserError
 from flipped_tasks.draws import generator
-from flipped_tasks.seqio_tasks import RowTask
+from flipped_tasks.seqio_tasks import Example
+from flipped_tasks.stream import Slots, Stream
 
 Buckets = Sequence[tuple[int, int]]
+_AHEAD = 2  # batches that are made while others are used
 
 
 def batches(
@@ -56,81 +55,100 @@ def batches(
       UserError: an unknown mixture, a batch size that the hosts do not divide, a bad length or bucket, or data
         without a single usable example.
     """
-    provider = _provider(mixture)
-    tasks = _tasks(provider, split)
     if length_window < 1 or (length_window > 1 and length_buckets is None):
         raise UserError(
             f"length_window: expected 1, or more together with length_buckets, got {length_window}"
         )
     if start_step < 0:
         raise UserError(f"start_step: expected at least 0, got {start_step}")
-    for key in ("inputs", "targets"):
-        if lengths.get(key, 0) < 1:
-            raise UserError(f"lengths[{key!r}]: expected at least 1, got {lengths.get(key)!r}")
-    place = stream.Place(
-        tasks=tuple(task.name for task in tasks),
-        rates=tuple(provider.get_rate(task) for task in tasks)
-        if isinstance(provider, seqio.Mixture)
-        else (1.0,),
-        seed=seed,
-        start=start_step // length_window * length_window * batch_size,
-        batch_size=batch_size,
-        host_index=host_index,
-        host_count=host_count,
-    )
+    slots = Slots(batch_size, host_index, host_count)
     if length_buckets is not None and host_count > 1:
         raise UserError(
             "length_buckets: expected None with several hosts, which must agree on shapes"
         )
+    stream = Stream(mixture, lengths, seed, split)
     buckets = _sorted_buckets(length_buckets or (), lengths)
-    dataset = _open(provider, place, lengths, split, length_window).prefetch(2)
-    window = _Window(batch_size, length_window, seed, start_step)
-    return _Batches(dataset, tasks, buckets, window)
+    return _Ahead(_read(stream, slots, buckets, seed, start_step, length_window))
 
 
-def _provider(name: str) -> seqio.Task | seqio.Mixture:
-    names = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
-    if name not in names:
-        raise unknown("mixture or task", name, names)
-    return seqio.get_mixture_or_task(name)
-
-
-def _tasks(provider: seqio.Task | seqio.Mixture, split: str) -> list[RowTask]:
-    tasks = provider.tasks if isinstance(provider, seqio.Mixture) else [provider]
-    found = [task for task in tasks if split in task.splits]
-    if not found:
-        raise unknown(f"split of {provider.name!r}", split, provider.splits)
-    for task in found:
-        if not isinstance(task, RowTask):
-            raise UserError(
-                f"task {task.name!r} cannot be read from any step: register it with register_task"
-            )
-    return found
-
-
-def _open(
-    provider: seqio.Task | seqio.Mixture,
-    place: stream.Place,
-    lengths: Mapping[str, int],
-    split: str,
+def _read(
+    stream: Stream,
+    slots: Slots,
+    buckets: Sequence[tuple[int, int]],
+    seed: int,
+    start_step: int,
     length_window: int,
-) -> tf.data.Dataset:
-    features = provider.output_features
-    limits = {key: lengths["targets" if key == "targets" else "inputs"] for key in features}
-    settings: dict[str, Any] = {
-        "sequence_length": limits,
-        "split": split,
-        "shuffle": True,
-        "seed": place.seed,
-        "num_epochs": None,
-        "trim_output_features": False,  # the tasks make no longer ones; `_trim` takes padding away
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches, one after the other."""
+    for window in itertools.count(start_step // length_window):
+        steps = range(window * length_window, (window + 1) * length_window)
+        examples = stream.examples(np.concatenate([slots.of(step) for step in steps]))
+        ordered = _by_length(examples, buckets, seed, window, len(steps))
+        for step, batch in zip(steps, ordered, strict=True):
+            if step >= start_step:
+                yield pad(batch, buckets, stream.has_wrong_inputs)
+
+
+def _by_length(
+    examples: Sequence[Example],
+    buckets: Sequence[tuple[int, int]],
+    seed: int,
+    window: int,
+    count: int,
+) -> list[Sequence[Example]]:
+    """The examples of a window as `count` batches of like length, in drawn order; one batch stays as it is."""
+    if count == 1:
+        return [examples]
+    order = np.argsort([_bucket([example], buckets) for example in examples], kind="stable")
+    rows = order.reshape(count, -1)[generator(seed, "length_window", window).permutation(count)]
+    return [[examples[number] for number in row] for row in rows.tolist()]
+
+
+def pad(
+    batch: Sequence[Example], buckets: Sequence[tuple[int, int]], has_wrong_inputs: bool
+) -> dict[str, np.ndarray]:
+    """What `features.FlippedFeatureConverter` gives, for a batch at once; the tests compare the two.
+
+    Args:
+      batch: B examples.
+      buckets: (S, T), ascending; the arrays get the first that holds all examples, or the last.
+      has_wrong_inputs: whether the method, FLIPPED, has them.
+
+    Returns:
+      the arrays that `batches` yields.
+    """
+    inputs_length, targets_length = buckets[_bucket(batch, buckets)]
+    targets = _stack([example.targets for example in batch], targets_length)
+    decoder_inputs = np.zeros_like(targets)
+    decoder_inputs[:, 1:] = targets[:, :-1]
+    out = {
+        "encoder_input_tokens": _stack([example.inputs for example in batch], inputs_length),
+        "decoder_input_tokens": decoder_inputs,
+        "decoder_target_tokens": targets,
+        "decoder_loss_weights": (targets != 0).astype(np.int32),
+        "example_ids": np.array([example.id for example in batch], dtype=object),
     }
-    if isinstance(provider, seqio.Mixture):
-        settings["passthrough_features"] = ["example_id"]
-    with stream.at(place):
-        dataset = provider.get_dataset(**settings)
-    size = place.batch_size // place.host_count * length_window
-    return dataset.padded_batch(size, drop_remainder=True)
+    if has_wrong_inputs:
+        wrong = [example.wrong_inputs for example in batch]
+        out["wrong_encoder_input_tokens"] = _stack(wrong, inputs_length)
+        out["wrong_weights"] = np.array([len(ids) > 0 for ids in wrong], np.int32)
+    return out
+
+
+def _bucket(examples: Sequence[Example], buckets: Sequence[tuple[int, int]]) -> int:
+    """The index of the first bucket that holds all examples, or of the last."""
+    inputs = max(max(len(one.inputs), len(one.wrong_inputs)) for one in examples)
+    targets = max(len(one.targets) for one in examples)
+    fitting = (n for n, pair in enumerate(buckets) if pair[0] >= inputs and pair[1] >= targets)
+    return next(fitting, len(buckets) - 1)
+
+
+def _stack(lists: Sequence[Sequence[int]], length: int) -> np.ndarray:
+    """Lists of at most `length` ids as int32 [n, length], with zeros behind them."""
+    out = np.zeros((len(lists), length), np.int32)
+    for row, ids in zip(out, lists, strict=True):
+        row[: len(ids)] = array.array("i", ids)  # NumPy is slower at lists
+    return out
 
 
 def _sorted_buckets(buckets: Buckets, lengths: Mapping[str, int]) -> list[tuple[int, int]]:
@@ -148,124 +166,23 @@ def _sorted_buckets(buckets: Buckets, lengths: Mapping[str, int]) -> list[tuple[
     ]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Window:
-    """How the examples of `size` batches become batches: see `length_window` of `batches`."""
+class _Ahead(Iterator[dict[str, np.ndarray]]):
+    """Makes batches in a thread while others are used."""
 
-    batch_size: int
-    size: int
-    seed: int
-    start_step: int
-
-    def split(
-        self, together: Mapping[str, np.ndarray], number: int, buckets: Sequence[tuple[int, int]]
-    ) -> list[dict[str, np.ndarray]]:
-        """The batches of window `number`, those before `start_step` left out."""
-        if self.size == 1:
-            return [_trim(dict(together))]
-        keys = [
-            _bucket(inputs, targets, buckets)
-            for inputs, targets in zip(*_lengths(together), strict=True)
-        ]
-        order = np.argsort(keys, kind="stable").reshape(self.size, self.batch_size)
-        order = order[generator(self.seed, "length_window", number).permutation(self.size)]
-        done = max(0, self.start_step - number * self.size)
-        return [
-            _trim({name: array[rows] for name, array in together.items()}) for rows in order[done:]
-        ]
-
-
-class _Batches(Iterator[dict[str, np.ndarray]]):
-    """The batches of a pipeline. Its threads call Python, so it must end before the interpreter does."""
-
-    def __init__(
-        self,
-        dataset: tf.data.Dataset,
-        tasks: Sequence[RowTask],
-        buckets: Sequence[tuple[int, int]],
-        window: _Window,
-    ):
-        self._batches: Any = dataset.as_numpy_iterator()
-        self._tasks, self._buckets, self._window = tasks, buckets, window
-        self._number = window.start_step // window.size
-        self._ready: list[dict[str, np.ndarray]] = []
-        _OPEN.add(self)
+    def __init__(self, batches: Iterator[dict[str, np.ndarray]]) -> None:
+        self._batches: Iterator[dict[str, np.ndarray]] | None = batches
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, "batches")
+        self._made: collections.deque[concurrent.futures.Future[dict[str, np.ndarray]]]
+        self._made = collections.deque()
 
     def __next__(self) -> dict[str, np.ndarray]:
         if self._batches is None:
             raise StopIteration
-        try:
-            if not self._ready:
-                together = next(self._batches)
-                self._ready = self._window.split(together, self._number, self._buckets)
-                self._number += 1
-            return _convert(self._ready.pop(0), self._buckets)
-        except tf.errors.OpError as error:
-            for task in self._tasks:
-                if task.failure is not None:
-                    raise task.failure from error
-            raise
+        while len(self._made) <= _AHEAD:
+            self._made.append(self._pool.submit(next, self._batches))
+        return self._made.popleft().result()
 
     def close(self) -> None:
-        """Ends the pipeline; there is no next batch then."""
+        """Ends the thread; there is no next batch then."""
         self._batches = None
-
-
-_OPEN: weakref.WeakSet[_Batches] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    for batches_left in list(_OPEN):
-        batches_left.close()
-
-
-def _convert(
-    batch: Mapping[str, np.ndarray], buckets: Sequence[tuple[int, int]]
-) -> dict[str, np.ndarray]:
-    """What `features.FlippedFeatureConverter` gives, for a batch at once; the tests compare the two."""
-    inputs, targets, wrong = batch["inputs"], batch["targets"], batch.get("wrong_inputs")
-    longest = max(inputs.shape[1], 0 if wrong is None else wrong.shape[1])
-    length, target_length = buckets[_bucket(longest, targets.shape[1], buckets)]
-    target_tokens = _pad(targets, target_length)
-    decoder_inputs = np.zeros_like(target_tokens)
-    decoder_inputs[:, 1:] = target_tokens[:, :-1]
-    out = {
-        "encoder_input_tokens": _pad(inputs, length),
-        "decoder_input_tokens": decoder_inputs,
-        "decoder_target_tokens": target_tokens,
-        "decoder_loss_weights": (target_tokens != 0).astype(np.int32),
-        "example_ids": batch["example_id"],
-    }
-    if wrong is not None:
-        out["wrong_encoder_input_tokens"] = _pad(wrong, length)
-        out["wrong_weights"] = (wrong != 0).any(axis=1).astype(np.int32)
-    return out
-
-
-def _bucket(inputs: int, targets: int, buckets: Sequence[tuple[int, int]]) -> int:
-    """The index of the first bucket that holds these lengths, or of the last."""
-    fitting = (n for n, pair in enumerate(buckets) if pair[0] >= inputs and pair[1] >= targets)
-    return next(fitting, len(buckets) - 1)
-
-
-def _lengths(batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each example, the longer of its inputs in ids, and its target's length; int [B] each."""
-    inputs = [batch[name] for name in ("inputs", "wrong_inputs") if name in batch]
-    longest = np.max([(ids != 0).sum(axis=1) for ids in inputs], axis=0)
-    return longest, (batch["targets"] != 0).sum(axis=1)
-
-
-def _trim(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Cuts columns that are padding only."""
-    return {
-        name: ids[:, : int((ids != 0).sum(axis=1).max(initial=0))] if ids.ndim == 2 else ids
-        for name, ids in batch.items()
-    }
-
-
-def _pad(ids: np.ndarray, length: int) -> np.ndarray:
-    """int32 [B, n] → [B, length], n ≤ length."""
-    out = np.zeros((ids.shape[0], length), np.int32)
-    out[:, : ids.shape[1]] = ids
-    return out
+        self._pool.shutdown(cancel_futures=True)

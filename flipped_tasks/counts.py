@@ -1,37 +1,43 @@
-"""What the tasks of a mixture left out and cut, told in lines and warned of."""
+"""What tasks leave out and cut, by reason: counted, shown in lines and warned of."""
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 from collections import Counter
 from collections.abc import Mapping
-
-import seqio
-
-from flipped_tasks.seqio_tasks import RowTask
 
 TOLERATED = 0.05  # a larger share of dropped examples is warned of
 # Counted, but the example is used.
 CUTS = ("inputs_cut", "targets_cut", "one_choice", "wrong_choice_same_ids")
 
 
-def lines(mixture: str, split: str = "train") -> list[str]:
-    """One line for each task of a mixture that dropped or cut something so far in this process.
+@dataclasses.dataclass
+class Tally:
+    """What became of a task's examples so far in this process; several threads may count.
 
-    An example that a template drops and another renders counts as given, and as a drop.
-
-    Args:
-      mixture: the name of a mixture or task in SeqIO's registries.
-      split: whose unlabelled rows are counted.
+    Attributes:
+      reasons: reason → how often something was left out or cut.
+      read: positions that were tried.
+      given: examples that were made.
     """
-    provider = seqio.get_mixture_or_task(mixture)
-    tasks = provider.tasks if isinstance(provider, seqio.Mixture) else [provider]
-    told = []
-    for task in tasks:
-        if isinstance(task, RowTask) and split in task.splits:
-            unlabelled = task.rows.payloads(split).dropped
-            rows = task.rows.num_input_examples(split) + sum(unlabelled.values())
-            told += line(task.name, task.counts, task.given, unlabelled, rows)
-    return told
+
+    reasons: Counter[str] = dataclasses.field(default_factory=Counter)
+    read: int = 0
+    given: int = 0
+    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock, repr=False)
+
+    def note(self, reason: str) -> None:
+        """Something was left out or cut."""
+        with self._lock:
+            self.reasons[reason] += 1
+
+    def tried(self, made: bool) -> int:
+        """A position was read, and an example made or not; returns how many positions were read by now."""
+        with self._lock:
+            self.read += 1
+            self.given += made
+            return self.read
 
 
 def line(

@@ -39,13 +39,15 @@ class Draft(Protocol):
         """What the vocabulary will be asked for, as far as is known."""
         ...
 
-    def ids(self, lengths: Mapping[str, int]) -> Ids:
-        """The example's ids, at most so many of 'inputs' and 'targets'."""
+    def ids(self, lengths: Mapping[str, int], note: Note) -> Ids:
+        """The example's ids, at most so many of 'inputs' and 'targets'; `note` is called with what is cut."""
         ...
 
 
-# (row, example's number, epoch, seed) → an example, or why there is none.
-Write = Callable[[bytes, int, int, int], Draft | Dropped]
+# Called with a reason for which something is left out or cut.
+Note = Callable[[str], object]
+# (row, example's number, epoch, seed, note) → an example, or why there is none.
+Write = Callable[[bytes, int, int, int, Note], Draft | Dropped]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +70,13 @@ class TemplateDraft:
         found = tokens.texts(self.formatted)
         return found if self.wrong is None else [*found, output(self.wrong)]
 
-    def ids(self, lengths: Mapping[str, int]) -> Ids:
-        writer = self.writer
-        vocab, count, eos = writer.vocab.tokens, writer.on_count, writer.input_eos
+    def ids(self, lengths: Mapping[str, int], note: Note) -> Ids:
+        vocab, eos = self.writer.vocab.tokens, self.writer.input_eos
         encoded = tokens.encode(self.formatted, vocab, lengths, eos)
         if encoded.inputs_cut:
-            count("inputs_cut")
+            note("inputs_cut")
         if encoded.targets_cut:
-            count("targets_cut")
+            note("targets_cut")
         wrong: Sequence[int] = ()
         if self.wrong is not None:
             wrong = tokens.encode_with_choice(
@@ -83,7 +84,7 @@ class TemplateDraft:
             )
             if wrong == encoded.inputs:
                 # Options that differ as text and not as ids would be taught and untaught at once.
-                count("wrong_choice_same_ids")
+                note("wrong_choice_same_ids")
                 wrong = ()
         return Ids(encoded.inputs, encoded.targets, wrong, self.name)
 
@@ -103,7 +104,6 @@ class TemplateWriter:
         self.dataset, self.method, self.input_eos = dataset, method, input_eos
         self._names = tuple(templates)
         self.vocab = vocab
-        self.on_count: Callable[[str], None] = lambda reason: None  # told what is left out or cut
 
     @functools.cached_property
     def _templates(self) -> tuple[Any, ...]:
@@ -111,7 +111,9 @@ class TemplateWriter:
             compile_template(promptsource.load_template(self.dataset, name)) for name in self._names
         )
 
-    def __call__(self, row: bytes, number: int, epoch: int, seed: int) -> Draft | Dropped:
+    def __call__(
+        self, row: bytes, number: int, epoch: int, seed: int, note: Note
+    ) -> Draft | Dropped:
         """The example under the drawn template, or under another one where that drops the row; else the last reason."""
         columns = orjson.loads(row)
         left = list(self._templates)
@@ -128,16 +130,16 @@ class TemplateWriter:
                 made = format_example(self.method, rendered, rendered.correct)
                 if not isinstance(made, Dropped):
                     draws = (seed, self.dataset, "wrong", epoch, number)
-                    wrong = self._wrong(rendered, draws) if self.method == "flipped" else None
+                    wrong = self._wrong(rendered, draws, note) if self.method == "flipped" else None
                     return TemplateDraft(self, made, name, wrong)
             if not left:
                 return made
-            self.on_count(made.reason)
+            note(made.reason)
 
-    def _wrong(self, rendered: Rendered, draws: tuple[int | str, ...]) -> str | None:
+    def _wrong(self, rendered: Rendered, draws: tuple[int | str, ...], note: Note) -> str | None:
         """A wrong choice, uniform over the options whose text is another; None without one."""
         wrong = [text for text in rendered.choices if text != rendered.target]
         if not wrong:
-            self.on_count("one_choice")
+            note("one_choice")
             return None
         return wrong[draw(len(wrong), *draws)]

@@ -1,19 +1,20 @@
-"""A SeqIO mixture of our tasks, drawn by the stream."""
+"""A SeqIO mixture of our tasks, in the order of the training stream."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import itertools
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import seqio
 import tensorflow as tf
 
 from flipped_core.errors import UserError
-from flipped_tasks import stream
+from flipped_tasks.order import choices
 
 
 class RowMixture(seqio.Mixture):
-    """A SeqIO mixture of `RowTask`s, drawn by `stream.mix`; it spares each example a call that changes nothing."""
+    """A SeqIO mixture of `RowTask`s whose draws are a function of the seed; see `order.choices`."""
 
     def __init__(self, name: str, tasks: Sequence[tuple[str, float]]):
         """Args: tasks: (name of a registered task, rate above 0)."""
@@ -22,17 +23,20 @@ class RowMixture(seqio.Mixture):
                 raise UserError(
                     f"mixture {name!r}, task {task!r}: rate: expected above 0, got {rate}"
                 )
-        super().__init__(name, list(tasks), sample_fn=stream.mix)
+        super().__init__(name, list(tasks), sample_fn=mix)
 
-    def get_task_dataset(
-        self, task: seqio.Task, output_feature_keys: set[str], *args: Any, **settings: Any
-    ) -> tf.data.Dataset:
-        """As seqio.Mixture's, which maps every example to pick features, also where there is nothing to pick."""
-        place = stream.current_place()
-        if place is None or task.name not in place.tasks:
-            return super().get_task_dataset(task, output_feature_keys, *args, **settings)
-        names = ("sequence_length", "split", "use_cached", "shuffle", "seed", "shard_info", "num_epochs",
-                 "trim_output_features", "try_in_mem_cache")  # fmt: skip
-        dataset = task.get_dataset(**dict(zip(names, args, strict=False)), **settings)
-        assert set(dataset.element_spec) == output_feature_keys, dataset.element_spec
-        return dataset
+
+def mix(
+    datasets: Sequence[tf.data.Dataset], rates: Sequence[float], seed: int | None
+) -> tf.data.Dataset:
+    """SeqIO's `sample_fn`: draws the dataset of each example."""
+    drawn_from = int.from_bytes(np.random.bytes(4), "big") if seed is None else seed
+
+    def blocks() -> Iterator[np.ndarray]:
+        for block in itertools.count():
+            yield choices(tuple(map(float, rates)), drawn_from, block)
+
+    draws = tf.data.Dataset.from_generator(
+        blocks, output_signature=tf.TensorSpec([None], tf.int64)
+    ).unbatch()
+    return tf.data.Dataset.choose_from_datasets(datasets, draws, stop_on_empty_dataset=False)

@@ -13,8 +13,7 @@ import seqio
 import tensorflow as tf
 
 from flipped_core.errors import unknown
-from flipped_tasks import stream
-from flipped_tasks.draws import generator
+from flipped_tasks.order import permutation
 from flipped_tasks.sources import (
     MAX_EXAMPLES,
     Payloads,
@@ -98,20 +97,16 @@ class RowSource(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **_: Any,
     ) -> tf.data.Dataset:
-        """One pass over the split or its shard; inside a `stream.Reading` it starts where that starts."""
+        """One pass over the split or its shard."""
         payloads = self.payloads(split)
         if self._rows_per_shard is not None and shard_info is not None:
             payloads = payloads.part(shard_info.index, shard_info.num_shards)
         size = len(payloads)
         order = np.arange(size)
         if shuffle:
-            keys = (
-                (seed, self.name)
-                if seed is not None
-                else (int.from_bytes(np.random.bytes(4), "big"),)
-            )
-            order = generator(*keys).permutation(size)
-        order = np.roll(order, -(stream.source_start() % size))
+            if seed is None:
+                seed = int.from_bytes(np.random.bytes(4), "big")
+            order = permutation(size, seed, self.name)
 
         def read(block: np.int64) -> tuple[np.ndarray, np.ndarray]:
             places = order[block * _ROWS_PER_READ : (block + 1) * _ROWS_PER_READ]

@@ -11,9 +11,9 @@ Everything random is drawn after `CacheDatasetPlaceholder`, from (seed, epoch, e
 from __future__ import annotations
 
 import array
+import dataclasses
 import functools
 import logging
-import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -22,15 +22,18 @@ import seqio
 import tensorflow as tf
 
 from flipped_core.errors import UserError, unknown
-from flipped_tasks import stream
+from flipped_tasks import tokens
 from flipped_tasks.caching import SharedCacheTask
+from flipped_tasks.counts import Tally, line
 from flipped_tasks.datasets import check_template, get_dataset, slug, training_templates
 from flipped_tasks.drafts import Draft, TemplateWriter, Write
 from flipped_tasks.draws import draw
 from flipped_tasks.methods import METHODS
+from flipped_tasks.order import RowOrder, window_order
 from flipped_tasks.rendering import Dropped
 from flipped_tasks.row_source import RowSource, row_source
 from flipped_tasks.seqio_vocabulary import SeqioVocabulary
+from flipped_tasks.sources import Payloads
 
 log = logging.getLogger(__name__)
 
@@ -41,42 +44,69 @@ _UNCUT = 1 << 30
 _NO_SEED = 0  # draws of a reading that is neither seeded nor shuffled, such as an evaluation
 
 
-class RowTask(SharedCacheTask):
-    """A SeqIO task that knows how it is read: seed, epoch and place in the stream reach its preprocessors.
+@dataclasses.dataclass(frozen=True)
+class Drafted:
+    """A training example as text.
 
     Attributes:
-      counts: what was left out or cut so far in this process, by reason.
-      given: examples that were made so far.
-      failure: the error that stopped the pipeline, for tf.data reports it only as text.
+      draft: the text, which becomes ids together with others.
+      row: dataset/split/row number, the beginning of the example's id.
+    """
+
+    draft: Draft
+    row: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One training example.
+
+    Attributes:
+      id: dataset/split/row number/template.
+      inputs, targets: token ids, with eos where it belongs.
+      wrong_inputs: FLIPPED's inputs with a wrong choice; empty where there is none.
+    """
+
+    id: bytes
+    inputs: Sequence[int]
+    targets: Sequence[int]
+    wrong_inputs: Sequence[int]
+
+
+class RowTask(SharedCacheTask):
+    """A SeqIO task whose examples are functions of (seed, epoch, row).
+
+    Attributes:
+      rows: the source of its rows.
+      write: makes one example of a row.
+      one_per_position: another example takes the place of one that is dropped.
+      order_key: what the order is drawn for; tasks with the same key meet the rows in the same order.
+      tally: what was given, left out or cut so far in this process.
     """
 
     def __init__(
         self, name: str, source: RowSource, features: Mapping[str, seqio.Feature], write: Write,
         one_per_position: bool, order_key: str,
     ):  # fmt: skip
-        """Arguments:
-        write: makes one example.
-        one_per_position: another example takes the place of one that is dropped.
-        order_key: what the order is drawn for; tasks with the same key meet the examples in the same order.
-        """
+        """Args: see the attributes; features: the task's output."""
         self.rows = source
         self.write = write
         self.one_per_position = one_per_position
         self.order_key = order_key
-        self.counts: Counter[str] = Counter()
-        self.failure: UserError | None = None
-        self._lock = threading.Lock()
-        self._read = 0
-        self.given = 0
-        render = functools.partial(_render, self)
-        steps = [stream.enter, render] if one_per_position else [render, stream.enter]
+        self.tally = Tally()
         super().__init__(
             name=name,
             source=source,
             output_features=features,
-            preprocessors=[seqio.CacheDatasetPlaceholder(), stream.arrange, *steps],
+            preprocessors=[seqio.CacheDatasetPlaceholder()],
             shuffle_buffer_size=None,
         )
+
+    @property
+    def vocabulary(self) -> tokens.Vocabulary:
+        """Of all features."""
+        found: SeqioVocabulary = self.output_features["inputs"].vocabulary
+        return found.tokens
 
     def get_dataset(
         self,
@@ -97,109 +127,135 @@ class RowTask(SharedCacheTask):
         if seed is None:
             seed = int.from_bytes(np.random.bytes(4), "big") if shuffle else _NO_SEED
         size = self.rows.num_input_examples(split)
-        rotated = self.one_per_position and not use_cached
         if shard_info is not None:
             size = max(1, -(-(size - shard_info.index) // shard_info.num_shards))
-            rotated = False
-        place = stream.current_place()
-        if place is not None and self.name not in place.tasks:
-            place = None
-        how = stream.Reading(
-            dataset=self.order_key,
-            split=split,
-            seed=seed,
-            shuffle=shuffle,
-            size=size,
-            start=place.position(self.name) if place else 0,
-            mask=place.mask(self.name) if place and place.host_count > 1 else None,
-            rotated=rotated,
-            padded=place is not None,
+        order = RowOrder(self.order_key, size, seed, shuffle)
+        read = SharedCacheTask(
+            self.name,
+            self.rows,
+            self.output_features,
+            [
+                *self.preprocessors,
+                functools.partial(_arrange, order=order),
+                functools.partial(_render, task=self, split=split, order=order),
+            ],
+            shuffle_buffer_size=None,
         )
-        self.failure = None
-        with stream.reading(how):
-            return super().get_dataset(
-                sequence_length=sequence_length, split=split, use_cached=use_cached, shuffle=shuffle,
-                shuffle_buffer_size=shuffle_buffer_size, seed=seed, shard_info=shard_info,
-                num_epochs=num_epochs, trim_output_features=trim_output_features,
-                try_in_mem_cache=try_in_mem_cache and use_cached,
-            )  # fmt: skip
+        read.order_key = self.order_key
+        return read.get_dataset(
+            sequence_length=sequence_length, split=split, use_cached=use_cached, shuffle=shuffle,
+            shuffle_buffer_size=shuffle_buffer_size, seed=seed, shard_info=shard_info,
+            num_epochs=num_epochs, trim_output_features=trim_output_features,
+            try_in_mem_cache=try_in_mem_cache and use_cached,
+        )  # fmt: skip
 
-    def example(
-        self, row: bytes, number: int, epoch: int, how: stream.Reading
-    ) -> tuple[Draft, int] | None:
-        """The example at a position and its row number; None where it is dropped.
+    def cached_rows(self, split: str) -> Payloads:
+        """The rows of a split as SeqIO's cache holds them, in the split's order."""
+        cached = self._get_cached_source(split).get_dataset(split, shuffle=False)
+        found = sorted((int(row["number"]), row["row"]) for row in cached.as_numpy_iterator())
+        numbers = np.array([number for number, _ in found], np.int64)
+        return Payloads([row for _, row in found], numbers, Counter())
+
+    def draft(
+        self, rows: Payloads, place: int, epoch: int, split: str, seed: int
+    ) -> Drafted | None:
+        """The example that a row gives in an epoch; None where it is dropped.
+
+        Args:
+          rows: of the split.
+          place: of the row among them.
+          epoch: how often the row was met before.
+          split: the split.
+          seed: decides template and wrong choice.
 
         Raises:
           UserError: no example of the split can be used.
         """
+        row, number = rows.rows[place], int(rows.numbers[place])
+        return self._draft(row, number, rows, epoch, split, seed, len(rows))
+
+    def _draft(
+        self,
+        row: bytes,
+        number: int,
+        rows: Payloads,
+        epoch: int,
+        split: str,
+        seed: int,
+        enough: int,
+    ) -> Drafted | None:
+        """`draft` of a row and its number; others are taken from `rows`. `enough` rows without one example fail."""
         for attempt in range(_ATTEMPTS if self.one_per_position else 1):
+            taken = number
             if attempt:
-                payloads = self.rows.payloads(how.split)
-                other = draw(
-                    len(payloads), how.seed, self.order_key, "instead", epoch, number, attempt
-                )
-                row, taken = payloads.rows[other], int(payloads.numbers[other])
-            else:
-                taken = number
-            made = self.write(row, taken, epoch, how.seed)
+                other = draw(len(rows), seed, self.order_key, "instead", epoch, number, attempt)
+                row, taken = rows.rows[other], int(rows.numbers[other])
+            made = self.write(row, taken, epoch, seed, self.tally.note)
             if not isinstance(made, Dropped):
-                with self._lock:
-                    self._read += 1
-                    self.given += 1
-                    early = self._read == _EARLY
-                if early:
+                if self.tally.tried(made=True) == _EARLY:
                     self._warn()
-                return made, taken
-            self.count(made.reason)
-        with self._lock:
-            self._read += 1
-            nothing = not self.given and self._read >= how.size
-        if self.one_per_position or nothing:
-            why = ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts.items()))
-            raise UserError(
-                f"task {self.name!r}, split {how.split!r}: no example can be used ({why})"
-            )
+                return Drafted(made, f"{self.order_key}/{split}/{taken}")
+            self.tally.note(made.reason)
+        read = self.tally.tried(made=False)
+        if self.one_per_position or (not self.tally.given and read >= enough):
+            why = ", ".join(f"{n} {reason}" for reason, n in sorted(self.tally.reasons.items()))
+            raise UserError(f"task {self.name!r}, split {split!r}: no example can be used ({why})")
         return None
 
-    def _warn(self) -> None:
-        from flipped_tasks.counts import line  # which imports this module
+    def example(self, drafted: Drafted, lengths: Mapping[str, int]) -> Example:
+        """A drafted example as ids, at most so many of 'inputs' and 'targets'."""
+        ids = drafted.draft.ids(lengths, self.tally.note)
+        name = f"{drafted.row}/{ids.form}".encode()
+        return Example(name, ids.inputs, ids.targets, ids.wrong_inputs)
 
-        for told in line(self.name, self.counts, self.given, {}, 0):
+    def _warn(self) -> None:
+        for told in line(self.name, self.tally.reasons, self.tally.given, {}, 0):
             if told.startswith("warning: "):
                 log.warning("%s", told.removeprefix("warning: "))
 
-    def count(self, reason: str, by: int = 1) -> None:
-        """Notes that something was left out or cut."""
-        with self._lock:
-            self.counts[reason] += by
+
+def _arrange(ds: tf.data.Dataset, *, order: RowOrder) -> tf.data.Dataset:
+    """Reshuffles a repeated source in windows and numbers its elements: adds 'position', scalar int64."""
+
+    def shuffled(window: np.int64, size: np.int32) -> np.ndarray:
+        return window_order(int(size), order.seed, order.dataset, int(window))
+
+    def number(window: tf.Tensor, rows: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        size = tf.shape(rows["number"])[0]
+        if order.shuffle:
+            places = tf.numpy_function(shuffled, [window, size], tf.int64, stateful=False)
+            rows = {key: tf.gather(value, places) for key, value in rows.items()}
+        return {**rows, "position": window * order.window + tf.range(tf.cast(size, tf.int64))}
+
+    windows = tf.data.Dataset.range(1 << 40)
+    return tf.data.Dataset.zip((windows, ds.batch(order.window))).map(number).unbatch()
 
 
 def _render(
-    task: RowTask, ds: tf.data.Dataset, sequence_length: Mapping[str, int] | None = None
+    ds: tf.data.Dataset,
+    sequence_length: Mapping[str, int] | None = None,
+    *,
+    task: RowTask,
+    split: str,
+    order: RowOrder,
 ) -> tf.data.Dataset:
     """Rows → ids, `ROWS_PER_CALL` at a time, for a call into Python costs more than an example."""
-    how = stream.current_reading()
     lengths = {key: (sequence_length or {}).get(key) or _UNCUT for key in ("inputs", "targets")}
     keys = tuple(task.output_features)
-    vocab = task.output_features["inputs"].vocabulary
 
     def run(rows: np.ndarray, numbers: np.ndarray, positions: np.ndarray) -> list[np.ndarray]:
-        try:
-            made = [
-                task.example(row, int(number), int(position) // how.size, how)
-                for row, number, position in zip(rows, numbers, positions, strict=True)
-            ]
-        except UserError as error:
-            task.failure = error
-            raise
-        drafts = [example for example in made if example is not None]
-        vocab.tokens.encode_ahead(text for draft, _ in drafts for text in draft.texts())
-        found = [(draft.ids(lengths), taken) for draft, taken in drafts]
-        names = [
-            f"{task.order_key}/{how.split}/{taken}/{ids.form}".encode() for ids, taken in found
-        ]
-        return [np.array(names, dtype=object), *(
-            part for key in keys for part in _stack([getattr(ids, key) for ids, _ in found])
+        others = task.rows.payloads(split)
+        made = (
+            task._draft(
+                row, int(number), others, int(position) // order.size, split, order.seed, order.size
+            )
+            for row, number, position in zip(rows, numbers, positions, strict=True)
+        )
+        drafts = [drafted for drafted in made if drafted is not None]
+        task.vocabulary.encode_ahead(text for one in drafts for text in one.draft.texts())
+        found = [task.example(drafted, lengths) for drafted in drafts]
+        return [np.array([example.id for example in found], dtype=object), *(
+            part for key in keys for part in _stack([getattr(example, key) for example in found])
         )]  # fmt: skip
 
     def block(rows: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -208,16 +264,14 @@ def _render(
         out = {"example_id": tf.ensure_shape(made[0], [None])}
         for place, key in enumerate(keys):
             out[key] = tf.ensure_shape(made[1 + 2 * place], [None, None])
-            if not how.padded:
-                out[f"{key}_length"] = tf.ensure_shape(made[2 + 2 * place], [None])
+            out[f"{key}_length"] = tf.ensure_shape(made[2 + 2 * place], [None])
         return out
 
     def cut(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         ids = {key: example[key][: example[f"{key}_length"]] for key in keys}
         return {"example_id": example["example_id"], **ids}
 
-    examples = ds.batch(ROWS_PER_CALL).map(block).unbatch()
-    return examples if how.padded else examples.map(cut)
+    return ds.batch(ROWS_PER_CALL).map(block).unbatch().map(cut)
 
 
 def _stack(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -283,12 +337,10 @@ def register_task(
     vocab = SeqioVocabulary(vocab_path)
     writer = TemplateWriter(dataset, method, names, vocab, input_eos)
     source = row_source(dataset, data_dir)
-    task = RowTask(
+    return add_task(RowTask(
         task_name(dataset, method, template), source, method_features(vocab, method, input_eos), writer,
         one_per_position=template is None, order_key=dataset,
-    )  # fmt: skip
-    writer.on_count = task.count
-    return add_task(task)
+    ))  # fmt: skip
 
 
 def add_task(task: RowTask) -> RowTask:
@@ -303,4 +355,24 @@ def drop_counts(task: str | RowTask, split: str = "train") -> Counter[str]:
     found = seqio.TaskRegistry.get(task) if isinstance(task, str) else task
     if not isinstance(found, RowTask):
         raise UserError(f"task {found.name!r} keeps no counts")
-    return found.counts + found.rows.payloads(split).dropped
+    return found.tally.reasons + found.rows.payloads(split).dropped
+
+
+def count_lines(mixture: str, split: str = "train") -> list[str]:
+    """One line for each task of a mixture that dropped or cut something so far in this process.
+
+    An example that a template drops and another renders counts as given, and as a drop.
+
+    Args:
+      mixture: the name of a mixture or task in SeqIO's registries.
+      split: whose unlabelled rows are counted.
+    """
+    provider = seqio.get_mixture_or_task(mixture)
+    tasks = provider.tasks if isinstance(provider, seqio.Mixture) else [provider]
+    told = []
+    for task in tasks:
+        if isinstance(task, RowTask) and split in task.splits:
+            unlabelled = task.rows.payloads(split).dropped
+            rows = task.rows.num_input_examples(split) + sum(unlabelled.values())
+            told += line(task.name, task.tally.reasons, task.tally.given, unlabelled, rows)
+    return told

@@ -17,7 +17,7 @@ import orjson
 
 from flipped_core.errors import UserError
 from flipped_tasks import sources, tokens
-from flipped_tasks.drafts import Ids
+from flipped_tasks.drafts import Ids, Note
 from flipped_tasks.draws import generator
 from flipped_tasks.methods import NUM_SENTINELS
 from flipped_tasks.rendering import Dropped
@@ -52,8 +52,11 @@ class TextWriter:
     input_eos: bool
     most_holes: int
 
-    def __call__(self, row: bytes, number: int, epoch: int, seed: int) -> TextDraft | Dropped:
+    def __call__(
+        self, row: bytes, number: int, epoch: int, seed: int, note: Note
+    ) -> TextDraft | Dropped:
         """`Dropped('too_short')` below two ids."""
+        del note
         vocab = self.vocab.tokens
         before, tab, after = orjson.loads(row).partition("\t")
         start = vocab.encode(before)
@@ -83,7 +86,8 @@ class TextDraft:
     def texts(self) -> Sequence[str]:
         return ()
 
-    def ids(self, lengths: Mapping[str, int]) -> Ids:
+    def ids(self, lengths: Mapping[str, int], note: Note) -> Ids:
+        del note  # cutting a text is what this task does
         writer, rng, vocab = self.writer, self.rng, self.writer.vocab.tokens
         tokens = self.tokens[: max(2, lengths["inputs"] - 1 + lengths["targets"] - 1)]
         if rng.random() < writer.prefix_lm_share:

@@ -10,7 +10,7 @@ import seqio
 import tensorflow as tf
 
 from flipped_core.errors import UserError
-from flipped_tasks import features, seqio_tasks, stream
+from flipped_tasks import features, order, seqio_tasks
 from flipped_tasks.batches import batches
 from flipped_tasks.mixing import RowMixture
 from flipped_tasks.seqio_tasks import register_task
@@ -65,16 +65,19 @@ def mixture(data, small_vocab_path):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks and windows so small that short streams cross many of them."""
-    monkeypatch.setattr(stream, "BLOCK", 16)
-    monkeypatch.setattr(stream, "WINDOW", 8)
-    stream.choices.cache_clear()
+    monkeypatch.setattr(order, "BLOCK", 16)
+    monkeypatch.setattr(order, "WINDOW", 8)
+    order.choices.cache_clear()
     yield
-    stream.choices.cache_clear()
+    order.choices.cache_clear()
 
 
 def take(name, count, **how):
     settings = {"lengths": LENGTHS, "batch_size": 12, "seed": 5} | how
-    return list(itertools.islice(batches(name, **settings), count))
+    found = batches(name, **settings)
+    taken = list(itertools.islice(found, count))
+    found.close()
+    return taken
 
 
 def differences(left, right):

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flipped_tasks.stream import Stream
+
 GOLDEN = pathlib.Path(__file__).with_name("golden_stream.json")
 METHODS = ("direct", "channel", "flipped")
 SEEDS = (0, 7)
@@ -27,10 +29,14 @@ BATCHES = 2
 LENGTHS = {"inputs": 512, "targets": 128}
 
 
-def _batches(mixture: str, seed: int, start: int) -> list[dict[str, Any]]:
+def _batches(
+    mixture: str, seed: int, start: int, host: int = 0, hosts: int = 1
+) -> list[dict[str, Any]]:
     from flipped_tasks.batches import batches
 
-    stream = batches(mixture, LENGTHS, BATCH_SIZE, seed, start_step=start)
+    stream = batches(
+        mixture, LENGTHS, BATCH_SIZE, seed, start_step=start, host_index=host, host_count=hosts
+    )
     try:
         return list(itertools.islice(stream, BATCHES))
     finally:
@@ -73,6 +79,44 @@ def registered(t5_vocab_path: str, real_rows_dir: str) -> None:
 def test_stream_is_the_golden_one(method: str, seed: int, start: int, registered: None) -> None:
     golden = json.loads(GOLDEN.read_text())[f"{method}/{seed}/{start}"]
     assert _digest(_batches(f"{method}_train", seed, start)) == golden
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_several_hosts_read_the_golden_stream(method: str, hosts: int, registered: None) -> None:
+    seed, start = SEEDS[1], STARTS[1]
+    golden = json.loads(GOLDEN.read_text())[f"{method}/{seed}/{start}"]
+    parts = [_batches(f"{method}_train", seed, start, host, hosts) for host in range(hosts)]
+    joined = [
+        {name: np.concatenate([batch[name] for batch in step]) for name in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
+    assert _digest(joined) == golden
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_seqio_reads_the_golden_stream(method: str, registered: None) -> None:
+    """`get_dataset` of the mixture, from the beginning, example by example."""
+    import seqio
+
+    golden = json.loads(GOLDEN.read_text())[f"{method}/{SEEDS[0]}/0"]
+    mixture = seqio.get_mixture_or_task(f"{method}_train")
+    lengths = {name: LENGTHS[name.removeprefix("wrong_")] for name in mixture.output_features}
+    found = mixture.get_dataset(
+        lengths, seed=SEEDS[0], num_epochs=None, passthrough_features=["example_id"]
+    )
+    examples = list(found.take(BATCH_SIZE * BATCHES).as_numpy_iterator())
+    for example, expected in zip(
+        examples,
+        Stream(mixture.name, LENGTHS, SEEDS[0]).examples(np.arange(len(examples))),
+        strict=True,
+    ):
+        assert example["example_id"] == expected.id
+        for name in lengths:
+            assert example[name].tolist() == list(getattr(expected, name)), (name, expected.id)
+    assert [one["example_id"].decode() for one in examples[:4]] == golden["ids"]
 
 
 def main(shared: pathlib.Path) -> None:

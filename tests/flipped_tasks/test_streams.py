@@ -9,7 +9,7 @@ import pytest
 import seqio
 
 from flipped_core.errors import UserError
-from flipped_tasks import stream
+from flipped_tasks import order
 from flipped_tasks.batches import batches
 from flipped_tasks.mixing import RowMixture
 from flipped_tasks.seqio_tasks import register_task
@@ -142,7 +142,7 @@ def test_200_000_examples_have_the_catalogs_shares(small_vocab_path, seed):
     mixed = seqio.get_mixture_or_task(name)
     rates = tuple(mixed.get_rate(task) for task in mixed.tasks)
     count = 200_000
-    blocks = [stream.choices(rates, seed, block) for block in range(-(-count // stream.BLOCK))]
+    blocks = [order.choices(rates, seed, block) for block in range(-(-count // order.BLOCK))]
     drawn = np.bincount(np.concatenate(blocks)[:count], minlength=len(rates))
     expected = {
         f"flipped.{n.replace('/', '_')}": min(s, 500_000) for n, s in _train_sizes().items()
@@ -168,7 +168,7 @@ def test_the_draws_are_the_ones_that_batches_gives(mixture):
     tasks = [f"flipped.{name.replace('/', '_')}" for name in NAMES]
     provider = seqio.get_mixture_or_task(mixture)
     rates = tuple(provider.get_rate(task) for task in provider.tasks)
-    drawn = [provider.tasks[i].name for i in stream.choices(rates, 5, 0)[: 20 * 16]]
+    drawn = [provider.tasks[i].name for i in order.choices(rates, 5, 0)[: 20 * 16]]
     met = [
         tasks[[i.startswith(name + "/") for name in NAMES].index(True)]
         for i in ids(take(mixture, 20))

@@ -9,7 +9,7 @@ import pytest
 import seqio
 
 from flipped_core.errors import UserError
-from flipped_tasks import counts, datasets
+from flipped_tasks import datasets, seqio_tasks
 from flipped_tasks.batches import batches
 from flipped_tasks.methods import METHODS
 from mixtures import modules, own
@@ -40,7 +40,10 @@ def test_the_worked_example_has_at_most_20_lines_and_serves_all_methods(small_vo
         assert {int(i.split("/")[2]) for i in found} == set(range(8))
         one = register_named(f"{method}.kettles.keep", vocab_path=small_vocab_path)
         assert {i.split("/")[3] for i in ids_of(one, split="validation")} == {"keep"}
-    assert any("1 unlabelled of 9 rows (11.1%)" in line for line in counts.lines("direct.kettles"))
+    assert any(
+        "1 unlabelled of 9 rows (11.1%)" in line
+        for line in seqio_tasks.count_lines("direct.kettles")
+    )
 
 
 def test_it_is_mixed_into_the_recipe_at_its_rate(small_vocab_path):
