@@ -15,6 +15,9 @@ from flipped_cli.main import main
 from flipped_cli.runs import TrainRun
 from t5_engine import exchange
 from tests.gcs_emulator import BUCKET, Emulator
+from tests.t5_engine import conftest
+
+assert conftest.FAST_COMPILATION, "importing it makes XLA compile fast"
 
 B = "gs://bucket"
 FILES = ("gin/models/tiny.gin", "gin/recipes/flipped.gin", "gin/runs/train.gin")

@@ -14,8 +14,12 @@ import safetensors.numpy
 from etils import epath
 
 from flipped_core.errors import UserError
-from t5_engine import tensor_files
+from t5_engine import huggingface, huggingface_folder, tensor_files
+from t5_engine.config import T5Config
+from t5_engine.huggingface_folder import HuggingFaceWeights
+from t5_engine.weights import to_params
 from tests.gcs_emulator import Emulator
+from tests.t5_engine.stored import InMemory, assert_same
 
 FILE = epath.Path("gs://bucket/hf/model.safetensors")
 TENSORS = {
@@ -45,6 +49,42 @@ def test_tensors_are_read_in_blocks_and_not_copied(
         assert found.shape(name) == expected.shape and found[name].dtype == expected.dtype
         np.testing.assert_array_equal(found[name], expected)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_opens_whatever_its_files(
+    gcs: Emulator,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    config: T5Config,
+    params: Any,
+) -> None:
+    """Several safetensors files; and `pytorch_model.bin`, whose copy is gone with the weights."""
+    import torch
+
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    (tmp_path / "hf").mkdir()
+    huggingface_folder.write(InMemory(config, params), tmp_path / "hf", shard_bytes=2000)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "hf").iterdir()}
+    assert len(files) > 4
+    for name, content in files.items():
+        gcs.write(f"hf/{name}", content)
+    assert_same(to_params(HuggingFaceWeights("gs://bucket/hf")), params)
+    assert list(temporary.iterdir()) == []
+
+    state = {
+        name: torch.tensor(np.asarray(tensor))
+        for name, tensor in huggingface.to_state_dict(config, params).items()
+    }
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    gcs.write("torch/config.json", files["config.json"])
+    gcs.write("torch/pytorch_model.bin", (tmp_path / "pytorch_model.bin").read_bytes())
+    weights = HuggingFaceWeights("gs://bucket/torch")
+    assert_same(to_params(weights), params)
+    assert len(list(temporary.iterdir())) == 1
+    del weights
+    assert list(temporary.iterdir()) == []
 
 
 F32 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
