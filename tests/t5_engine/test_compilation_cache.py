@@ -17,7 +17,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = """
 import sys
 from t5_engine import compilation_cache
-from tests.gcs_emulator import Emulator
 compilation_cache.enable(sys.argv[1])
 import jax, logging
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
