@@ -12,6 +12,7 @@ import click
 from etils import epath
 
 from flipped_cli import offline, provenance
+from flipped_cli.path_options import READ, WRITTEN
 from flipped_core import files, hub
 from flipped_core.errors import UserError
 from flipped_core.paths import to_path
@@ -46,9 +47,9 @@ def ckpt() -> None:
 
 
 @ckpt.command()
-@click.argument("out")
+@click.argument("out", type=WRITTEN)
 @click.option("--model", required=True, help="small, base, large, xl, xxl, or tiny.")
-@click.option("--vocab", required=True, help="The SentencePiece model.")
+@click.option("--vocab", type=READ, required=True, help="The SentencePiece model.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @offline.option
 def init(out: str, model: str, vocab: str, seed: int) -> None:
@@ -72,11 +73,13 @@ def init(out: str, model: str, vocab: str, seed: int) -> None:
 
 
 @ckpt.command("import")
-@click.argument("source")
-@click.argument("out")
+@click.argument("source", type=READ)
+@click.argument("out", type=WRITTEN)
 @click.option("--from", "kind", required=True, help="hf or t5x.")
 @click.option("--model", help="The size that it must be of.")
-@click.option("--vocab", help="The SentencePiece model; the folder's own where it has one.")
+@click.option(
+    "--vocab", type=READ, help="The SentencePiece model; the folder's own where it has one."
+)
 @offline.option
 def import_(source: str, out: str, kind: str, model: str | None, vocab: str | None) -> None:
     """Read a Hugging Face folder or a T5X checkpoint and write a checkpoint of ours to OUT."""
@@ -104,12 +107,16 @@ def import_(source: str, out: str, kind: str, model: str | None, vocab: str | No
 
 
 @ckpt.command("export")
-@click.argument("checkpoint")
-@click.argument("out")
+@click.argument("checkpoint", type=READ)
+@click.argument("out", type=WRITTEN)
 @click.option("--to", "kind", required=True, help="hf or t5x.")
-@click.option("--vocab", help="The SentencePiece model; the checkpoint's own where it has one.")
+@click.option(
+    "--vocab", type=READ, help="The SentencePiece model; the checkpoint's own where it has one."
+)
 @click.option("--dtype", help="hf: float32 (the default) or bfloat16.")
-@click.option("--results", help="hf: an evaluation of this checkpoint, for the model card.")
+@click.option(
+    "--results", type=READ, help="hf: an evaluation of this checkpoint, for the model card."
+)
 @click.option("--name", help="hf: the title of the model card; OUT's name by default.")
 @click.option("--layout", help="t5x: native (the default) or orbax.")
 @click.option("--scanned", is_flag=True, help="t5x: the layers in one array; parameters only.")
@@ -150,7 +157,7 @@ def export(checkpoint: str, out: str, kind: str, **settings: Any) -> None:
 
 
 @ckpt.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=READ)
 @offline.option
 def info(checkpoint: str) -> None:
     """Print a checkpoint's layout, step, size, configuration and where it comes from."""
@@ -182,7 +189,7 @@ def info(checkpoint: str) -> None:
 
 
 @ckpt.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=READ)
 @offline.option
 def verify(checkpoint: str) -> None:
     """Check a checkpoint: the checksums that stand beside it, and that all arrays are whole and finite.
@@ -216,8 +223,8 @@ def verify(checkpoint: str) -> None:
 
 
 @ckpt.command()
-@click.argument("checkpoint")
-@click.argument("out")
+@click.argument("checkpoint", type=READ)
+@click.argument("out", type=WRITTEN)
 @offline.option
 def cp(checkpoint: str, out: str) -> None:
     """Copy a checkpoint with what tells where it comes from to OUT: of a run its newest, or one of Hugging Face's."""
@@ -242,7 +249,7 @@ def cp(checkpoint: str, out: str) -> None:
         if not (folder / VOCABULARY).exists():
             vocab_path = recipes.find(checkpoint, str(source), metadata.config).vocab_path
             if vocab_path is not None:  # of a run that names it by its path
-                manifest.copy(pathlib.Path(vocab_path), folder / VOCABULARY)
+                manifest.copy(vocab_path, folder / VOCABULARY)
     click.echo(f"{out}: step {step}")
 
 

@@ -44,8 +44,9 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
     Raises:
       UserError: a setting that does not fit the checkpoints or the data.
     """
-    check = functools.partial(check_paths, run, written=() if run.plan_only else ("output_dir",))
-    with _joined(run, check):
+    cache = "compilation_cache_dir"
+    written = (cache,) if run.plan_only else (cache, "output_dir")
+    with _joined(run, functools.partial(check_paths, run, written=written)):
         run = _pinned(run)
         trained = _recipes(run)
         check_data_dir(run.data_dir)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from flipped_cli.path_options import LOCAL, READ
 from flipped_core.errors import unknown
 
 
@@ -21,8 +22,10 @@ def mixtures() -> None:
 @click.option("--steps", type=click.IntRange(min=1), default=5000, show_default=True)
 @click.option("--batch_size", type=click.IntRange(min=1), default=240, show_default=True)
 @click.option("--rates", default="recipe", show_default=True, help="recipe, rows or equal.")
-@click.option("--data_dir", help="A folder of rows, for --rates rows.")
-@click.option("--module", "modules", multiple=True, help="A module of one's own datasets.")
+@click.option("--data_dir", type=READ, help="A folder of rows, for --rates rows.")
+@click.option(
+    "--module", "modules", type=LOCAL, multiple=True, help="A module of one's own datasets."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of a table.")
 def show_mixture(
     name: str,

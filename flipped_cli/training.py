@@ -77,7 +77,7 @@ def _pinned(run: TrainRun) -> TrainRun:
 
 def _check(run: TrainRun) -> None:
     """Refuses what can be refused before anything slow is imported."""
-    check_paths(run, written=("model_dir",))
+    check_paths(run, written=("model_dir", "compilation_cache_dir"))
     check_data_dir(run.data_dir)
     if run.mixture not in WORLD_TEXTS:
         method_of(run.mixture)

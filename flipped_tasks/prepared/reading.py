@@ -24,6 +24,7 @@ from etils import epath
 
 from flipped_core import bounded, locks
 from flipped_core.errors import UserError, shown, unknown
+from flipped_core.paths import is_bucket, to_path
 from flipped_core.sealed import CHECKSUM, DAMAGED, seal
 from flipped_tasks.datasets import get_dataset
 from flipped_tasks.draws import generator
@@ -46,7 +47,7 @@ def dataset_folder(dataset: str, data_dir: str) -> epath.Path:
     folder = dataset.replace("/", "__")
     if folder in ("", ".", "..") or "\\" in folder:
         raise UserError(f"dataset: expected a name such as 'super_glue/rte', got {dataset!r}")
-    return epath.Path(data_dir).expanduser() / folder
+    return to_path(data_dir, "data_dir") / folder
 
 
 def index_name(split: str) -> str:
@@ -225,7 +226,7 @@ class _Shard:
 
     def _open(self) -> mmap.mmap | bytes:
         try:
-            if "://" in os.fspath(self._path):
+            if is_bucket(self._path):
                 return self._path.read_bytes()
             with open(self._path, "rb") as file:
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -13,7 +13,6 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import pathlib
 import sys
 from collections import Counter
@@ -28,6 +27,7 @@ from etils import epath
 from flipped_core import failures, locks
 from flipped_core.errors import UserError
 from flipped_core.files import temporary_folder
+from flipped_core.paths import is_bucket, move_object
 from flipped_core.sealed import CHECKSUM, DAMAGED, is_intact, read_json_file, seal
 from flipped_tasks.datasets import DatasetSpec
 from flipped_tasks.prepared.origins import Origin
@@ -366,7 +366,7 @@ class _Writer:
         for path in list(self.staging.iterdir()):
             if _is_state(path.name):
                 path.unlink()
-        if has_atomic_rename(self.final):
+        if not is_bucket(self.final):
             old = self.final.parent / f"{VERSION}.replaced"
             if self.final.exists():
                 self.final.rename(old)
@@ -375,20 +375,13 @@ class _Writer:
             return
         (self.final / MANIFEST).unlink(missing_ok=True)
         self.final.rmtree(missing_ok=True)
-        self.final.mkdir(parents=True, exist_ok=True)
         for path in sorted(self.staging.iterdir(), key=lambda path: path.name == MANIFEST):
-            path.rename(self.final / path.name)
-        self.staging.rmtree(missing_ok=True)  # a bucket's folder is gone with its last file
+            move_object(path, self.final / path.name)
 
 
 def _is_state(name: str) -> bool:
     """Whether a file is there for a run that goes on, and no part of the dataset."""
     return name == _SOURCE or name.endswith(".progress.json") or name.startswith(".")
-
-
-def has_atomic_rename(path: epath.Path) -> bool:
-    """Whether a folder can be renamed in one step: on a local disk, not in a bucket."""
-    return "://" not in os.fspath(path)
 
 
 def tfds_name(dataset: str) -> str:
@@ -402,6 +395,9 @@ def _shard_name(split: str, number: int) -> str:
 
 def _put(path: epath.Path, data: bytes) -> None:
     """Writes a file so that it is there whole or not at all."""
+    if is_bucket(path):
+        path.write_bytes(data)
+        return
     temporary = path.parent / f".{path.name}.tmp"
     temporary.write_bytes(data)
     temporary.replace(path)

@@ -262,23 +262,6 @@ def test_progress_hears_of_every_row_once(tmp_path) -> None:
     assert heard == {"train": 1_876, "test": 6}
 
 
-def test_without_an_atomic_rename_the_manifest_comes_last(tmp_path, monkeypatch) -> None:
-    data = write(tmp_path / "files", "imdb", reviews(30))
-    monkeypatch.setattr(writing, "has_atomic_rename", lambda path: False)
-    moved: list[str] = []
-    rename = writing.epath.Path("/tmp").__class__.rename
-
-    def noted(self: Any, target: Any) -> Any:
-        moved.append(self.name)
-        return rename(self, target)
-
-    monkeypatch.setattr(writing.epath.Path("/tmp").__class__, "rename", noted)
-    prepare("imdb", f"files:{data}", tmp_path / "stored")
-    assert moved[-1] == "manifest.json"
-    assert reading.verify(stored("imdb", tmp_path / "stored")) == []
-    assert not list((tmp_path / "stored").rglob("*.incomplete"))
-
-
 def test_damage_is_found(tmp_path) -> None:
     data = write(tmp_path / "files", "imdb", reviews(30))
     prepare("imdb", f"files:{data}", tmp_path / "stored")
