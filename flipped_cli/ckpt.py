@@ -11,9 +11,11 @@ import click
 from etils import epath
 
 from flipped_cli import offline, provenance
+from flipped_cli.path_options import READ, WRITTEN
 from flipped_core import files, hub
 from flipped_core.errors import UserError
 from flipped_core.paths import to_path
+from flipped_core.sealed import read_json_file
 from flipped_eval import recipes
 from flipped_eval.recipes import VOCABULARY
 
@@ -44,9 +46,9 @@ def ckpt() -> None:
 
 
 @ckpt.command()
-@click.argument("out")
+@click.argument("out", type=WRITTEN)
 @click.option("--model", required=True, help="small, base, large, xl, xxl, or tiny.")
-@click.option("--vocab", required=True, help="The SentencePiece model.")
+@click.option("--vocab", type=READ, required=True, help="The SentencePiece model.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the draw.")
 @offline.option
 def init(out: str, model: str, vocab: str, seed: int) -> None:
@@ -74,18 +76,18 @@ def init(out: str, model: str, vocab: str, seed: int) -> None:
 
 
 @ckpt.command("import")
-@click.argument("source")
-@click.argument("out")
+@click.argument("source", type=READ)
+@click.argument("out", type=WRITTEN)
 @click.option("--from", "kind", required=True, help="hf or t5x.")
 @click.option("--model", help="The size that it must be of [default: any].")
-@click.option("--vocab", help="The SentencePiece model [default: the folder's own].")
+@click.option("--vocab", type=READ, help="The SentencePiece model [default: the folder's own].")
 @offline.option
 def import_(source: str, out: str, kind: str, model: str | None, vocab: str | None) -> None:
     """Read a Hugging Face folder or a T5X checkpoint and write a checkpoint of ours to OUT.
 
     \b
     flipped ckpt import hf://google/t5-v1_1-small runs/small --from hf
-    flipped ckpt import gs://bucket/t5x/checkpoint_1000 runs/xl --from t5x --model xl
+    flipped ckpt import t5x/checkpoint_1000 runs/xl --from t5x --model xl
     """
     _refuse_other_kind(kind)
     source = hub.pin(source)
@@ -111,12 +113,14 @@ def import_(source: str, out: str, kind: str, model: str | None, vocab: str | No
 
 
 @ckpt.command("export")
-@click.argument("checkpoint")
-@click.argument("out")
+@click.argument("checkpoint", type=READ)
+@click.argument("out", type=WRITTEN)
 @click.option("--to", "kind", required=True, help="hf or t5x.")
-@click.option("--vocab", help="The SentencePiece model [default: the checkpoint's].")
+@click.option("--vocab", type=READ, help="The SentencePiece model [default: the checkpoint's].")
 @click.option("--dtype", help="hf: float32 or bfloat16 [default: float32].")
-@click.option("--results", help="hf: an evaluation of this checkpoint, for the model card.")
+@click.option(
+    "--results", type=READ, help="hf: an evaluation of this checkpoint, for the model card."
+)
 @click.option("--name", help="hf: the title of the model card [default: OUT's name].")
 @click.option("--layout", help="t5x: native or orbax [default: native].")
 @click.option("--scanned", is_flag=True, help="t5x: the layers in one array; parameters only.")
@@ -162,7 +166,7 @@ def export(checkpoint: str, out: str, kind: str, **settings: Any) -> None:
 
 
 @ckpt.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=READ)
 @offline.option
 def info(checkpoint: str) -> None:
     """Print a checkpoint's layout, step, size, configuration and where it comes from.
@@ -190,13 +194,15 @@ def info(checkpoint: str) -> None:
     for name in BESIDE:
         file = _beside(checkpoint, name)
         if file is not None and name.endswith(".json"):
-            click.echo(f"{name}: {json.dumps(_read(file), ensure_ascii=False, sort_keys=True)}")
+            click.echo(
+                f"{name}: {json.dumps(read_json_file(file), ensure_ascii=False, sort_keys=True)}"
+            )
         elif file is not None:
             click.echo(f"{name}: {file.stat().length:,} bytes")
 
 
 @ckpt.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=READ)
 @offline.option
 def verify(checkpoint: str) -> None:
     """Check a checkpoint: the checksums that stand beside it, and that all arrays are whole and finite.
@@ -233,8 +239,8 @@ def verify(checkpoint: str) -> None:
 
 
 @ckpt.command()
-@click.argument("checkpoint")
-@click.argument("out")
+@click.argument("checkpoint", type=READ)
+@click.argument("out", type=WRITTEN)
 @offline.option
 def cp(checkpoint: str, out: str) -> None:
     """Copy a checkpoint with what tells where it comes from to OUT: of a run its newest, or one of Hugging Face's.
@@ -263,7 +269,7 @@ def cp(checkpoint: str, out: str) -> None:
         if not (folder / VOCABULARY).exists():
             vocab_path = recipes.find(checkpoint, str(source), metadata.config).vocab_path
             if vocab_path is not None:  # of a run that names it by its path
-                manifest.copy(pathlib.Path(vocab_path), folder / VOCABULARY)
+                manifest.copy(vocab_path, folder / VOCABULARY)
     click.echo(f"{out}: step {step}")
 
 
@@ -309,7 +315,7 @@ def _export_hf(
         settings["name"] or name,
         weights,
         recipe,
-        {} if origin is None else _read(origin),
+        {} if origin is None else read_json_file(origin),
         results,
         _size_name(weights.config),
     )
@@ -382,16 +388,6 @@ def _write_origin(folder: pathlib.Path, command: str, **facts: Any) -> None:
     }
     text = json.dumps(content, indent=2, ensure_ascii=False)
     (folder / ORIGIN).write_text(text + "\n", encoding="utf-8")
-
-
-def _read(file: epath.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: expected a JSON object: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 def _count(config: T5Config) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import click
 
 import flipped_world
+from flipped_cli.path_options import LOCAL
 from flipped_cli.side_by_side import Command, run_commands
 from flipped_core import interrupts, locks
 from flipped_core.errors import UserError
@@ -32,7 +33,11 @@ SEEDS = 5
 
 @click.command()
 @click.option(
-    "--output", default="runs/demo", show_default=True, help="Folder of all that is made."
+    "--output",
+    type=LOCAL,
+    default="runs/demo",
+    show_default=True,
+    help="Folder of all that is made.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of order of the data and draws.")
 def demo(output: str, seed: int) -> None:
@@ -50,7 +55,11 @@ def demo(output: str, seed: int) -> None:
 
 @click.command()
 @click.option(
-    "--output", default="runs/study", show_default=True, help="Folder of all that is made."
+    "--output",
+    type=LOCAL,
+    default="runs/study",
+    show_default=True,
+    help="Folder of all that is made.",
 )
 @click.option(
     "--seeds", default=SEEDS, show_default=True, help="How many runs, with seeds 0, 1, …."

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
@@ -44,8 +45,9 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
       UserError: a setting that does not fit the checkpoints or the data; with `plan_only` also where a task cannot be
         run.
     """
-    check_paths(run, written=() if run.plan_only else ("output_dir",))
-    with _joined(run):
+    cache = "compilation_cache_dir"
+    written = (cache,) if run.plan_only else (cache, "output_dir")
+    with _joined(run, functools.partial(check_paths, run, written=written)):
         run = _pinned(run)
         trained = _recipes(run)
         check_data_dir(run.data_dir)
@@ -81,10 +83,10 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _joined(run: EvalRun) -> Iterator[None]:
+def _joined(run: EvalRun, check: Callable[[], object]) -> Iterator[None]:
     """Joins the job's other processes, where it has several; a mistake in one of them then ends all."""
     before = signal.getsignal(signal.SIGTERM)
-    if not run.join():
+    if not run.join(check):
         from t5_engine import launch
 
         launch.check_devices()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flipped_cli.path_options import LOCAL, READ
 from flipped_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,9 +24,10 @@ _CUTS = ("direct inputs", "flipped inputs", "flipped targets", "channel targets"
 
 @click.command("lint")
 @click.argument("datasets", nargs=-1)
-@click.option("--data_dir", help="A folder of rows [default: made-up rows].")
+@click.option("--data_dir", type=READ, help="A folder of rows [default: made-up rows].")
 @click.option(
     "--vocab",
+    type=READ,
     help="A SentencePiece model, for the checks of token ids and lengths [default: no such checks].",
 )
 @click.option("--max_examples", "most", type=click.IntRange(min=1), default=400, show_default=True,
@@ -44,7 +46,9 @@ _CUTS = ("direct inputs", "flipped inputs", "flipped targets", "channel targets"
     show_default=True,
     help="Most tokens of a target.",
 )
-@click.option("--module", "modules", multiple=True, help="A module of one's own datasets.")
+@click.option(
+    "--module", "modules", type=LOCAL, multiple=True, help="A module of one's own datasets."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of a table.")
 @click.pass_context
 def lint(

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from flipped_cli.path_options import LOCAL, READ
 from flipped_core.errors import unknown
 
 _NAMED = 3  # datasets that a warning names
@@ -31,8 +32,12 @@ def mixtures() -> None:
     help="Examples per step.",
 )
 @click.option("--rates", default="recipe", show_default=True, help="recipe, rows or equal.")
-@click.option("--data_dir", help="A folder of rows, for --rates rows [default: made-up rows].")
-@click.option("--module", "modules", multiple=True, help="A module of one's own datasets.")
+@click.option(
+    "--data_dir", type=READ, help="A folder of rows, for --rates rows [default: made-up rows]."
+)
+@click.option(
+    "--module", "modules", type=LOCAL, multiple=True, help="A module of one's own datasets."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of a table.")
 def show_mixture(
     name: str,

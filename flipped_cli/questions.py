@@ -12,9 +12,11 @@ import click
 
 from flipped_cli import offline
 from flipped_cli.options import settings_options, values_of
+from flipped_cli.path_options import LOCAL, READ
 from flipped_cli.rows import parse_argument, read_rows
 from flipped_cli.runs import EvalRun
 from flipped_core.errors import UserError
+from flipped_core.paths import check_bucket, is_hub
 
 if TYPE_CHECKING:
     from flipped_eval.inference import Model, Question
@@ -50,6 +52,7 @@ def shared_options(function: Callable[..., None]) -> Callable[..., None]:
     options = (
         click.option(
             "--checkpoint",
+            type=READ,
             required=True,
             help="A run's folder, a checkpoint, a Hugging Face folder, or hf://OWNER/NAME[@REVISION].",
         ),
@@ -67,9 +70,17 @@ def shared_options(function: Callable[..., None]) -> Callable[..., None]:
             help="A text, or with --dataset a row as JSON; may be given several times.",
         ),
         click.option(
-            "--jsonl", help="A file of questions, one JSON object a line, or - for stdin."
+            "--jsonl",
+            type=LOCAL,
+            help="A file of questions, one JSON object a line, or - for stdin.",
         ),
-        click.option("--module", "modules", multiple=True, help="A module of one's own datasets."),
+        click.option(
+            "--module",
+            "modules",
+            type=LOCAL,
+            multiple=True,
+            help="A module of one's own datasets.",
+        ),
         offline.option,
     )
     for option in reversed(options):
@@ -87,6 +98,8 @@ def load_model(
     from flipped_eval.inference import Model
 
     found = values_of(EvalRun, given, RECORDED)
+    if (vocab := found.get("vocab_path")) is not None and not is_hub(vocab):
+        check_bucket(vocab, "--vocab", write=False)
     return Model.load(
         os.path.expanduser(checkpoint),
         vocab=found.get("vocab_path"),

@@ -5,13 +5,16 @@ from __future__ import annotations
 import click
 from etils import epath
 
+from flipped_cli.path_options import READ, WRITTEN
 from flipped_core.errors import UserError
 from flipped_core.paths import check_bucket, to_path
 
 
 @click.command("report")
-@click.argument("results", nargs=-1, required=True, metavar="RESULTS…")
-@click.option("--output", metavar="DIR", help="Folder of the report; else the first RESULTS.")
+@click.argument("results", nargs=-1, type=READ, required=True, metavar="RESULTS…")
+@click.option(
+    "--output", type=WRITTEN, metavar="DIR", help="Folder of the report; else the first RESULTS."
+)
 @click.option(
     "--title", default="Flipped Learning: results", show_default=True, help="The heading."
 )
@@ -35,13 +38,10 @@ def report(
     """
     from flipped_eval.report import published, write_report
 
-    sources = [to_path(source, "results") for source in results]
-    for source in sources:
-        check_bucket(source, "results", write=False)
-    if output:
-        check_bucket(output, "--output", write=True)
-    folders = [_folder(source) for source in sources]
+    folders = [_folder(to_path(source, "results")) for source in results]
     output_dir = to_path(output, "--output") if output else folders[0]
+    if not output:
+        check_bucket(output_dir, "results", write=True)
     written = write_report(folders, output_dir, title=title, compare=compare)
     click.echo(written.summary())
     for line in published.reproductions(written):

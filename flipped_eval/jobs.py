@@ -121,7 +121,7 @@ def evaluate(
         if not plan_only:
             kept = f"what was scored is kept in {output_dir}, and the same command resumes there"
             stack.enter_context(interrupts.at_once(lambda: kept))
-            lock = stack.enter_context(processes.hold(output_dir, "output_dir"))
+            lock = stack.enter_context(processes.hold(output_dir, "output_dir")).lock
             if processes.is_first() and not is_bucket(output_dir):
                 files.remove_temporary(to_local_path(output_dir), dead_only=False)
         tasks = planning.select_tasks(request)

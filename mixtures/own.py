@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flipped_core import bounded
-from flipped_core.errors import UserError, nearest, shown
+from flipped_core.errors import UserError, is_utf8, nearest, shown
 from flipped_tasks import promptsource
 from flipped_tasks.datasets import (
     DatasetSpec,
@@ -83,9 +83,13 @@ def add_dataset(
     Raises:
       UserError: the name is taken, a template is without choices or not valid, or `columns` lacks the label column.
     """
-    if not isinstance(name, str) or not slug(name):
-        raise UserError(f"dataset name: expected letters or digits, got {name!r}")
-    _check_labels(name, label_column, label_values, unlabelled)
+    if not isinstance(name, str) or not slug(name) or not is_utf8(name):
+        raise UserError(f"dataset name: expected letters or digits, got {shown(name)}")
+    _check_labels(name, label_column, label_values, label_in, unlabelled)
+    if columns is not None and not isinstance(columns, Mapping):
+        raise UserError(
+            f"dataset {name!r}: columns: expected {{column: type}}, got {shown(columns)}"
+        )
     taken = {slug(other).replace(".", "_"): other for other in dataset_names()}
     if (other := taken.get(slug(name).replace(".", "_"))) is not None:
         raise UserError(
@@ -118,15 +122,24 @@ def _check_labels(
     name: str,
     label_column: str,
     label_values: Sequence[Any] | None,
+    label_in: str | None,
     unlabelled: Sequence[Any],
 ) -> None:
-    if not isinstance(label_column, str):
-        raise UserError(
-            f"dataset {name!r}: label_column: expected the name of a column, got {label_column!r}"
-        )
+    for field, column in (("label_column", label_column), ("label_in", label_in)):
+        if not isinstance(column, str) and not (column is None and field == "label_in"):
+            raise UserError(
+                f"dataset {name!r}: {field}: expected the name of a column, got {shown(column)}"
+            )
     for field, values in (("label_values", label_values), ("unlabelled", unlabelled)):
-        if values is not None and not isinstance(values, list | tuple | range):
-            raise UserError(f"dataset {name!r}: {field}: expected a list, got {values!r}")
+        if values is None and field == "label_values":
+            continue
+        if not isinstance(values, list | tuple | range):
+            raise UserError(f"dataset {name!r}: {field}: expected a list, got {shown(values)}")
+        for value in values:
+            if not isinstance(value, str | int | float | None):
+                raise UserError(
+                    f"dataset {name!r}: {field}: expected texts and numbers, got {shown(value)}"
+                )
 
 
 def _label_type(label_values: Sequence[Any] | None) -> str:
@@ -165,6 +178,8 @@ def _templates(
     names = [slug(spec.name) for spec in specs]
     for spec in specs:
         where = f"template {spec.name!r} of {dataset}"
+        if not spec.name.strip() or not is_utf8(spec.name):
+            raise UserError(f"{where}: name: expected a text that UTF-8 can hold, not empty")
         if names.count(slug(spec.name)) > 1:
             raise UserError(f"{where}: expected names that differ, got it twice")
         if not (spec.answer_choices or "").strip():

@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-import tempfile
+import shutil
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from flipped_core import hub, uploads
+from flipped_core import files, hub, uploads
 from flipped_core.errors import UserError, unknown
 from flipped_core.paths import is_bucket, to_path
 from t5_engine import huggingface, tensor_files
@@ -61,13 +62,12 @@ class HuggingFaceWeights(Weights):
         """
         self.path, self.config = _read_config(path)
         self.step = 0
-        self._copies_in: tempfile.TemporaryDirectory[str] | None = None
+        self._copies_in: pathlib.Path | None = None
         if hub.is_reference(self.path):
-            files = hub.download(self.path, tensor_files.find)
+            self.files = hub.download(self.path, tensor_files.find)
         else:
-            files = tensor_files.find(self.path, self._found)
-        self.files = files
-        self._tensors = Tensors(files)
+            self.files = tensor_files.find(self.path, self._found)
+        self._tensors = Tensors(self.files)
         expected = huggingface.shapes(self.config)
         known = {*huggingface.COPIES, *huggingface.UNUSED} - set(expected)
         found = [name for name in self._tensors if name not in known]
@@ -78,18 +78,23 @@ class HuggingFaceWeights(Weights):
         for name in self.copies:
             refuse_other_shape(name, expected["shared.weight"], self._tensors.shape(name))
 
-    def _found(self, name: str) -> pathlib.Path | None:
-        """A file of the folder; from a bucket it is copied to a temporary folder that lives as long as this object."""
+    def _found(self, name: str) -> tensor_files.File | None:
+        """A file of the folder.
+
+        Of a bucket, safetensors and JSON are read where they are; `pytorch_model.bin` is copied to a temporary folder,
+        which is removed with this object.
+        """
         file = to_path(self.path) / name
         if not file.is_file():
             return None
         if not is_bucket(file):
             return pathlib.Path(file)
+        if not name.endswith(".bin"):
+            return file
         if self._copies_in is None:
-            self._copies_in = tempfile.TemporaryDirectory(
-                prefix="flipped.", ignore_cleanup_errors=True
-            )
-        copy = pathlib.Path(self._copies_in.name) / name
+            self._copies_in = files.make_temporary_folder()
+            weakref.finalize(self, shutil.rmtree, self._copies_in, ignore_errors=True)
+        copy = self._copies_in / name
         if not copy.exists():
             uploads.download_file(file, copy)
         return copy

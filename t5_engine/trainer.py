@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flipped_core import locks, uploads
+from flipped_core import uploads
 from flipped_core.errors import UserError
 from flipped_core.paths import to_path
 from t5_engine import axes, checkpoints, exchange, partitioning, processes, run_folder, speed
@@ -48,7 +48,7 @@ def train(
     model_config: T5Config,
     batches: Batches,
     task_of: Callable[[bytes], str] = bytes.decode,
-    lock: locks.Lock | None = None,
+    hold: processes.Hold | None = None,
 ) -> TrainState:
     """Trains to `config.steps` and returns the final state.
 
@@ -59,7 +59,7 @@ def train(
         process's rows (`partitioning.host_share`; see `losses.objective` for the arrays). Batches may come in several
         lengths; each new shape is compiled once. `example_ids` may name the rows.
       task_of: the task of an example's id, for the message about a loss that is not finite.
-      lock: of `model_dir`, where the caller holds it (`processes.hold`); else it is taken here.
+      hold: of `model_dir`, where the callers of all processes hold it (`processes.hold`); else it is taken here.
 
     Raises:
       UserError: another run holds `model_dir`; its disk is full or broken; the loss or the gradient is not finite (with
@@ -67,10 +67,10 @@ def train(
       SystemExit: after saving, where the process was asked to stop: with code 0 by SIGTERM, 130 by Ctrl-C, 129 by
         SIGHUP.
     """
-    if lock is None:
+    if hold is None:
         with processes.hold(config.model_dir, "model_dir") as own:
             return _train(config, model_config, batches, task_of, own)
-    return _train(config, model_config, batches, task_of, lock)
+    return _train(config, model_config, batches, task_of, hold)
 
 
 def _train(
@@ -78,7 +78,7 @@ def _train(
     model_config: T5Config,
     batches: Batches,
     task_of: Callable[[bytes], str],
-    lock: locks.Lock | None,
+    hold: processes.Hold,
 ) -> TrainState:
     """`train`, in a folder that is held."""
     layout = Layout(partitioning.make_mesh(config.model_parallelism), axes.rules(config.fsdp))
@@ -102,8 +102,9 @@ def _train(
                 return state
             if jax.process_index() == 0:
                 reporter = _reporter(config, done, progress)
-            loop = _Loop(config, model_config, layout, store, reporter, termination, task_of, lock)
-            return loop.run(state, done, batches(progress.get("batches", done)))
+            loop = _Loop(config, model_config, layout, store, reporter, termination, task_of, hold)
+            with processes.leaving_lost_peers():
+                return loop.run(state, done, batches(progress.get("batches", done)))
         finally:
             if reporter is not None:
                 reporter.close()
@@ -134,9 +135,9 @@ class _Loop:
         reporter: Reporter | None,
         termination: Termination,
         task_of: Callable[[bytes], str],
-        lock: locks.Lock | None,
+        hold: processes.Hold,
     ) -> None:
-        self._lock = lock
+        self._hold = hold
         self._config, self._model_config, self._layout = config, model_config, layout
         self._store, self._reporter = store, reporter
         self._termination, self._task_of = termination, task_of
@@ -217,8 +218,7 @@ class _Loop:
             )
 
     def _save(self, step: int, state: TrainState) -> None:
-        if self._lock is not None:
-            self._lock.check()
+        self._hold.check()
         self._read()
         began = time.perf_counter()
         progress = {

@@ -346,9 +346,13 @@ def test_run_files_of_older_versions_resume(
         ({"model": {"emb_dims": 3}}, "unknown field 'emb_dims'; nearest: 'emb_dim'"),
         (
             {"model": {"emb_dim": "wide"}},
-            "T5Config: emb_dim: expected a whole number .*, got 'wide'",
+            "run.json: model: T5Config: emb_dim: expected a whole number .*, got 'wide'",
         ),
         ({"mixture": 5}, "run.json: mixture: expected a name, got 5"),
+        (
+            {"model": {"emb_dim": "x"}},
+            "run.json: model: T5Config: emb_dim: expected a whole number",
+        ),
         ({"input_eos": None}, "run.json: input_eos: expected True or False, got None"),
         ({"vocab_path": ["v"]}, r"run.json: vocab_path: expected a path, got \['v'\]"),
     ],
@@ -368,6 +372,25 @@ def test_a_run_file_that_is_none_is_one_line(tmp_path: pathlib.Path, text: str) 
     with pytest.raises(UserError, match="run.json") as caught:
         read_run(epath.Path(tmp_path / "run.json"), partial=True)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "old, new", [('"seed": 0', '"seed": 1'), ('"inputs": 512', '"inputs": 112'), ("}", "")]
+)
+def test_a_damaged_run_file_is_no_other_run_and_does_not_keep_a_run_from_resuming(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], old: str, new: str
+) -> None:
+    run = written(tmp_path)
+    file = tmp_path / "run.json"
+    good = file.read_text()
+    assert old in good
+    file.write_text(good.replace(old, new, 1))
+    with pytest.raises(UserError, match="run.json: not what was written there"):
+        read_run(epath.Path(file), partial=True)
+    provenance.open_run(run, "gin")
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: ") and "run.json: not what was written there" in line
+    assert file.read_text() == good
 
 
 def test_the_model_is_a_setting_too() -> None:

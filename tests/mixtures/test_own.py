@@ -5,6 +5,7 @@ import itertools
 import json
 import pathlib
 import re
+import sys
 
 import pytest
 import seqio
@@ -195,6 +196,7 @@ def test_a_real_entry_point_is_found(tmp_path, monkeypatch):
         ("1 / 0", r"ZeroDivisionError: division by zero \(.*broken.py, line 1\)"),
         ("import nothing_like_it", "ModuleNotFoundError: No module named 'nothing_like_it'"),
         ("def f(:", "SyntaxError"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
     ],
 )
 def test_a_module_that_fails_is_told_in_a_line(tmp_path, text, told):
@@ -207,7 +209,9 @@ def test_a_module_that_fails_is_told_in_a_line(tmp_path, text, told):
 
 
 def add(name="mine", source=None, label="label", templates=(ASK,), **more):
-    return add_dataset(name, source or {"train": ROWS}, label, templates, **more)
+    return add_dataset(
+        name, {"train": ROWS} if source is None else source, label, templates, **more
+    )
 
 
 def test_registering_twice_is_an_error():
@@ -242,6 +246,8 @@ def test_registering_twice_is_an_error():
         ([Template(1, "{{text}}?", "x", ("a", "b"))], "template 1 of mine: name: expected a text"),
         ([Template("t", None, "x", ("a", "b"))], "template 't' of mine: prompt: expected a text"),
         ([Template("t", "{{text}}?", 1, ("a", "b"))], "template 't' of mine: target: expected a"),
+        ([Template(" ", "{{text}}?", "x", ("a", "b"))], "template ' ' of mine: name: expected"),
+        ([Template("\ud83d", "{{text}}?", "x", ("a", "b"))], r"'\\ud83d' of mine: name: expected"),
         ({"t": "x"}, r"templates: expected a list of Template\(…\)"),
     ],
 )
@@ -301,6 +307,7 @@ def test_mistakes_with_mixtures_and_names(small_vocab_path):
         ({"train": [3]}, "row 1: expected a dict of columns, got int"),
         ({"train": [{"label": object()}]}, "row 1: expected text, numbers"),
         ({"test": ROWS}, "unknown split"),
+        ({"train": lambda: sys.exit(0)}, "source: after 0 rows: SystemExit: 0"),
     ],
 )
 def test_bad_sources_are_told_when_they_are_read(small_vocab_path, source, told):
@@ -321,6 +328,13 @@ def test_the_readme_shows_the_worked_example():
         ({"label_values": {0, 1}}, "label_values: expected a list"),
         ({"unlabelled": -1}, "unlabelled: expected a list, got -1"),
         ({"label": 3}, "label_column: expected the name of a column, got 3"),
+        ({"label_values": [[0], [1]]}, r"label_values: expected texts and numbers, got \[0\]"),
+        ({"unlabelled": None}, "unlabelled: expected a list, got None"),
+        ({"label_in": 3}, "label_in: expected the name of a column, got 3"),
+        ({"source": {}}, "source: expected at least one split, got none"),
+        ({"columns": 3}, "columns: expected {column: type}, got 3"),
+        ({"name": "a\ud83d"}, "dataset name: expected letters or digits"),
+        ({"source": {"\ud83d": ROWS}}, "source: expected names of splits"),
         ({"columns": {"text": "float", "label": "int"}}, "column 'text': expected one of string,"),
     ],
 )
