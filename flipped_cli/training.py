@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from flipped_cli import provenance, quiet
+from flipped_cli import provenance, quiet, run_summary
 from flipped_cli.checks import WORLD_TEXTS, check_data_dir, check_paths, method_of
 from flipped_cli.runs import TrainRun
 from flipped_core import hub, interrupts
@@ -110,12 +110,24 @@ def _run(run: TrainRun, operative_gin: str, held: processes.Hold) -> Any:
         first = next(from_start)
         provenance.open_run(run, operative_gin, write=primary)
 
+    starts: list[
+        int
+    ] = []  # the step that the trainer starts from; none where the run is complete already
+    if primary and provenance.newest_step(run.model_dir) != run.steps:
+        run_summary.show_header(run, mesh)
+
     def source(done: int) -> Iterator[dict[str, Any]]:
+        starts.append(done)
+        if primary:
+            print(run_summary.starting_from(run, done), flush=True)
         return stream(done) if done else itertools.chain([first], from_start)
 
     state = trainer.train(run, run.model, source, task_of, held)
     if primary:
-        _show_counts(run.mixture)
+        if starts:
+            run_summary.show_counts(run.mixture)
+        for line in run_summary.ending(run, trained=bool(starts)):
+            print(line, flush=True)
     return state
 
 
@@ -156,11 +168,3 @@ def task_of(example_id: bytes) -> str:
     name = example_id.decode(errors="replace")
     found = _EXAMPLE_ID.match(name)
     return found[1] if found else name
-
-
-def _show_counts(mixture: str) -> None:
-    """Prints, for each task, what was dropped and what was cut."""
-    from flipped_tasks.seqio_tasks import count_lines
-
-    for line in count_lines(mixture):
-        print(line, flush=True)

@@ -110,7 +110,7 @@ class Recipe:
         """Refuses fields that are neither recorded nor given.
 
         Args:
-          how: field -> how the user gives it, such as "--methods NAME".
+          how: field -> how the user gives it, such as "--method NAME".
 
         Raises:
           UserError: names all that are missing.

@@ -173,3 +173,11 @@ def size(name: str, **changes: Any) -> T5Config:
     if name not in SIZES:
         raise unknown("model size", name, SIZES)
     return SIZES[name].replace(**changes)
+
+
+def size_name(config: T5Config) -> str | None:
+    """The name in `SIZES` of the model's size; None where it is of none of them."""
+    for name, known in SIZES.items():
+        if all(getattr(known, field) == getattr(config, field) for field in STRUCTURE_FIELDS):
+            return name
+    return None

@@ -214,6 +214,7 @@ class _Loop:
                 positions=started.positions,
                 flops=metrics["examples"] * per_example,
                 input_seconds=started.input_seconds,
+                examples_by_dataset=_by_task(started.example_ids, self._task_of),
             )
 
     def _save(self, step: int, state: TrainState) -> None:
@@ -283,15 +284,21 @@ class _Loop:
 
 def _shares(example_ids: Any, task_of: Callable[[bytes], str]) -> str:
     """ ", with a batch of 50% this, 25% that", the largest shares; nothing where the rows have no names."""
-    names = [task_of(name) for name in (() if example_ids is None else example_ids) if name]
-    if not names:
+    found = _by_task(example_ids, task_of)
+    if not found:
         return ""
-    counts = collections.Counter(names).most_common()
-    words = [f"{count / len(names):.0%} {name}" for name, count in counts[:_TASKS_NAMED]]
+    total, counts = found.total(), found.most_common()
+    words = [f"{count / total:.0%} {name}" for name, count in counts[:_TASKS_NAMED]]
     if len(counts) > _TASKS_NAMED:
         rest = sum(count for _, count in counts[_TASKS_NAMED:])
-        words.append(f"{rest / len(names):.0%} {len(counts) - _TASKS_NAMED} others")
+        words.append(f"{rest / total:.0%} {len(counts) - _TASKS_NAMED} others")
     return f", with a batch of {', '.join(words)}"
+
+
+def _by_task(example_ids: Any, task_of: Callable[[bytes], str]) -> collections.Counter[str]:
+    """task -> examples of this process's rows of a batch; rows without a name are padding."""
+    names = () if example_ids is None else example_ids
+    return collections.Counter(task_of(name) for name in names if name)
 
 
 def _sizes(arrays: Mapping[str, jax.Array]) -> tuple[tuple[int, int], int]:

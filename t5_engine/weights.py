@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import math
 import pathlib
 import types
 from collections.abc import Mapping, Sequence
@@ -104,6 +105,11 @@ class OwnWeights(Weights):
 def leaves(config: T5Config) -> Mapping[Path, jax.ShapeDtypeStruct]:
     """The shape and type of every leaf of a model's parameters."""
     return types.MappingProxyType(flax.traverse_util.flatten_dict(abstract_params(config)))
+
+
+def count_parameters(config: T5Config) -> int:
+    """The number of a model's parameters."""
+    return sum(math.prod(leaf.shape) for leaf in leaves(config).values())
 
 
 def layers_of(config: T5Config, path: Path) -> int | None:

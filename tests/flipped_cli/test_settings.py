@@ -184,7 +184,7 @@ def test_options_name_themselves() -> None:
     for words, message in (
         (("--batch_size", "24O"), "--batch_size: expected a whole number of at least 1 or None, got '24O'"),
         (("--coordinator_timeout", "inf"), "--coordinator_timeout: expected a number above 0 .*, got inf"),
-        (("--inputs", "1", "--targets", "8"), "--inputs and --targets: expected .*, got "),
+        (("--inputs_length", "1", "--targets_length", "8"), "--inputs_length and --targets_length: expected .*, got "),
         (("--templates", "orignal"), "--templates: expected .*, got 'orignal'; nearest: 'original'"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=f"^{message}"):
@@ -218,8 +218,8 @@ def test_a_macro_that_nothing_reads_is_refused(tmp_path: pathlib.Path) -> None:
 def test_gin_options_and_python_make_equal_runs() -> None:
     words = ("SUITES=['a', 'b:c']", "SPLITS={'imdb': 'train'}", "INPUT_EOS=false", "METHOD=direct",
              "TASK_FEATURE_LENGTHS={'inputs': 9, 'targets': 8}", "PLAN_ONLY=True")  # fmt: skip
-    options = ("--suite", "a", "--suite", "b:c", "--split", "imdb=train", "--no_eos", "--methods",
-               "direct", "--inputs", "9", "--targets", "8", "--plan")  # fmt: skip
+    options = ("--suite", "a", "--suite", "b:c", "--split", "imdb=train", "--no_eos", "--method",
+               "direct", "--inputs_length", "9", "--targets_length", "8", "--plan")  # fmt: skip
     run = EvalRun(
         checkpoint_path=("runs/a",),
         output_dir="out",

@@ -263,11 +263,12 @@ def test_a_row_over_an_interruption_is_that_of_the_whole(tmp_path):
                 unreported = json.loads(json.dumps(report.unreported))
                 report.close()
                 report = reporter(tmp_path / name, first_step=2, unreported=unreported)
-            step_of(report, step)
+            step_of(report, step, examples_by_dataset={"imdb": step, f"odd{step % 2}": 1})
         report.close()
     whole, parted = (
         json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("whole", "parted")
     )
+    assert whole["examples_by_dataset"] == {"imdb": 10, "odd0": 2, "odd1": 2}
     assert {k: v for k, v in whole.items() if k not in TIMES} == {
         k: v for k, v in parted.items() if k not in TIMES
     }
