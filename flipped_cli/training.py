@@ -103,23 +103,24 @@ def _run(run: TrainRun, operative_gin: str, held: processes.Hold) -> Any:
     with processes.one_for_all():
         _register(run)
         mesh = partitioning.make_mesh(run.model_parallelism)
-        share = partitioning.host_share(mesh, run.batch_size)
+        # Packed, processes agree without asking each other, since each reads the whole batch.
+        whole = partitioning.HostShare()
+        share = whole if run.pack else partitioning.host_share(mesh, run.batch_size)
         stream = functools.partial(_arrays, run, share)
         # The first batch is drawn before anything is written: bad rows must not leave a folder behind.
         from_start = stream(0)
         first = next(from_start)
         provenance.open_run(run, operative_gin, write=primary)
 
-    starts: list[
-        int
-    ] = []  # the step that the trainer starts from; none where the run is complete already
+    # Steps from which batches were asked for; none where the run is complete already.
+    starts: list[int] = []
     if primary and provenance.newest_step(run.model_dir) != run.steps:
         run_summary.show_header(run, mesh)
 
     def source(done: int) -> Iterator[dict[str, Any]]:
-        starts.append(done)
-        if primary:
+        if primary and not starts:
             print(run_summary.starting_from(run, done), flush=True)
+        starts.append(done)
         return stream(done) if done else itertools.chain([first], from_start)
 
     state = trainer.train(run, run.model, source, task_of, held)

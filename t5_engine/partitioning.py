@@ -323,5 +323,20 @@ def put_batch(batch: Batch, mesh: Mesh, microbatches: int = 1) -> dict[str, jax.
     }
 
 
+def put_whole_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
+    """A batch that every process has whole onto the devices, of which each gets its rows.
+
+    Args:
+      batch: arrays of a multiple of the data axis's rows.
+      mesh: over all processes.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(dict(batch), by_rows(mesh))
+    return {
+        name: jax.make_array_from_callback(array.shape, by_rows(mesh), array.__getitem__)
+        for name, array in batch.items()
+    }
+
+
 def _is_ours(devices: np.ndarray) -> bool:
     return any(device.process_index == jax.process_index() for device in devices)

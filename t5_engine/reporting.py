@@ -79,6 +79,10 @@ class Reporter:
             else None
         )
         self._sums = dict(unreported or {})
+        if self._sums:  # of a checkpoint before there were packed rows
+            self._sums.setdefault(
+                "useful_tokens", self._sums["tokens"] + self._sums["input_tokens"]
+            )
         self._here: dict[str, float] = {}  # of the steps that this process itself has timed
         self._since = time.perf_counter()
 
@@ -104,7 +108,7 @@ class Reporter:
           step: its number, from 1.
           metrics: as from the compiled step.
           learning_rate: in force in the step.
-          positions: tokens of the batch's inputs and targets, padding included.
+          positions: of inputs and targets that the model computes, padding included.
           flops: the step's arithmetic.
           input_seconds: how long the loop waited for the batch.
           examples_by_dataset: the batch's number of examples of each dataset, where its rows have names.
@@ -159,10 +163,10 @@ class Reporter:
             if name.startswith(_DATASET)
         }
         steps, positions = sums.pop("steps"), sums.pop("positions")
-        words = sums["tokens"] + sums["input_tokens"]
+        useful = sums.pop("useful_tokens")
         means = {name: total / steps for name, total in sums.items()}
         by_dataset = {BY_DATASET: counts} if counts else {}
-        return {**means, "padding_share": 1 - words / positions, **by_dataset}
+        return {**means, "padding_share": 1 - useful / positions, **by_dataset}
 
     def _speeds(self) -> dict[str, float]:
         seconds = time.perf_counter() - self._since

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import math
 import sys
 import time
@@ -23,7 +24,16 @@ import numpy as np
 from flipped_core import uploads
 from flipped_core.errors import UserError
 from flipped_core.paths import to_path
-from t5_engine import axes, checkpoints, exchange, partitioning, processes, run_folder, speed
+from t5_engine import (
+    axes,
+    checkpoints,
+    exchange,
+    ladder,
+    partitioning,
+    processes,
+    run_folder,
+    speed,
+)
 from t5_engine.axes import Layout
 from t5_engine.config import T5Config
 from t5_engine.reporting import Reporter
@@ -55,9 +65,10 @@ def train(
     Args:
       config: the run.
       model_config: the model.
-      batches: called with the number of batches already used; gives the batch of each step from there on, as this
-        process's rows (`partitioning.host_share`; see `losses.objective` for the arrays). Batches may come in several
-        lengths; each new shape is compiled once. `example_ids` may name the rows.
+      batches: called with the number of batches already used; gives the batch of each step from there on, padded (see
+        `losses.objective` for the arrays). With `config.pack` every process gives all rows, else its own
+        (`partitioning.host_share`). Batches may come in several lengths; each new shape is compiled once.
+        `example_ids` may name the rows.
       task_of: the task of an example's id, for the message about a loss that is not finite.
       hold: of `model_dir`, where the callers of all processes hold it (`processes.hold`); else it is taken here.
 
@@ -102,9 +113,14 @@ def _train(
                 return state
             if jax.process_index() == 0:
                 reporter = _reporter(config, done, progress)
-            loop = _Loop(config, model_config, layout, store, reporter, termination, task_of, hold)
+            source, packing = _source(
+                config, model_config, layout, batches, progress.get("batches", done)
+            )
+            loop = _Loop(
+                config, model_config, layout, store, reporter, termination, task_of, hold, packing
+            )
             with processes.leaving_lost_peers():
-                return loop.run(state, done, batches(progress.get("batches", done)))
+                return loop.run(state, done, source)
         finally:
             if reporter is not None:
                 reporter.close()
@@ -118,7 +134,6 @@ class _Started:
     step: int
     metrics: dict[str, jax.Array]
     example_ids: Any
-    lengths: tuple[int, int]
     positions: int
     input_seconds: float
 
@@ -136,8 +151,9 @@ class _Loop:
         termination: Termination,
         task_of: Callable[[bytes], str],
         hold: processes.Hold,
+        packing: ladder.Ladder | None,
     ) -> None:
-        self._hold = hold
+        self._hold, self._packing = hold, packing
         self._config, self._model_config, self._layout = config, model_config, layout
         self._store, self._reporter = store, reporter
         self._termination, self._task_of = termination, task_of
@@ -172,9 +188,7 @@ class _Loop:
                 self._termination.arm()  # before the first step, which is compiled for minutes, nothing can be lost
             # Step N is on its way; only now wait for step N - 1, so that the devices never wait for this loop.
             self._read()
-            self._started = _Started(
-                step, metrics, example_ids, *_sizes(arrays), input_seconds=waited
-            )
+            self._started = _Started(step, metrics, example_ids, _positions(arrays), waited)
             if step == config.steps or step % config.checkpoint_period == 0:
                 self._save(step, state)
         self._profile(config.steps + 1, state)
@@ -189,8 +203,10 @@ class _Loop:
                 f"batches: expected one for each of {self._config.steps} steps, got {step - 1}"
             )
         example_ids = batch.pop(EXAMPLE_IDS, None)
-        if not self._config.unlikelihood_weight:
-            batch = {name: array for name, array in batch.items() if not name.startswith("wrong_")}
+        batch = _trained_on(batch, self._config)
+        if self._packing is not None:
+            packed = self._packing.pack(batch)
+            return partitioning.put_whole_batch(packed, self._layout.mesh), example_ids
         put = partitioning.put_batch(batch, self._layout.mesh, self._config.microbatches)
         return put, example_ids
 
@@ -202,17 +218,13 @@ class _Loop:
         metrics = {name: float(value) for name, value in jax.device_get(started.metrics).items()}
         self._refuse_non_finite(started, metrics)
         if self._reporter is not None:
-            per_example = speed.step_flops(
-                self._model_config,
-                *started.lengths,
-                with_wrong=bool(self._config.unlikelihood_weight),
-            )
+            with_wrong = bool(self._config.unlikelihood_weight)
             self._reporter.step(
                 started.step,
                 metrics,
                 learning_rate=float(self._rate(started.step - 1)),
                 positions=started.positions,
-                flops=metrics["examples"] * per_example,
+                flops=speed.useful_flops(self._model_config, metrics, with_wrong=with_wrong),
                 input_seconds=started.input_seconds,
                 examples_by_dataset=_by_task(started.example_ids, self._task_of),
             )
@@ -301,12 +313,44 @@ def _by_task(example_ids: Any, task_of: Callable[[bytes], str]) -> collections.C
     return collections.Counter(task_of(name) for name in names if name)
 
 
-def _sizes(arrays: Mapping[str, jax.Array]) -> tuple[tuple[int, int], int]:
-    """((S, T), the positions of the inputs, those with wrong choices included, and the targets)."""
-    inputs, targets = arrays["encoder_input_tokens"], arrays["decoder_target_tokens"]
-    wrong = arrays.get("wrong_encoder_input_tokens")
-    positions = inputs.size + targets.size + (0 if wrong is None else wrong.size)
-    return (inputs.shape[1], targets.shape[1]), positions
+def _positions(arrays: Mapping[str, jax.Array]) -> int:
+    """The positions that the model computes, of inputs and targets."""
+    positions = arrays["encoder_input_tokens"].size + arrays["decoder_target_tokens"].size
+    return 2 * positions if "wrong_encoder_input_tokens" in arrays else positions
+
+
+def _trained_on(batch: Mapping[str, np.ndarray], config: TrainConfig) -> dict[str, np.ndarray]:
+    """The arrays that the step reads: without ids, and without wrong inputs where they have no weight."""
+    return {
+        name: array
+        for name, array in batch.items()
+        if name != EXAMPLE_IDS and (config.unlikelihood_weight or not name.startswith("wrong_"))
+    }
+
+
+def _source(
+    config: TrainConfig, model_config: T5Config, layout: Layout, batches: Batches, done: int
+) -> tuple[Iterator[Mapping[str, np.ndarray]], ladder.Ladder | None]:
+    """The batches behind the first `done`, and how they are packed: by the lengths of the run's first batches."""
+    source = batches(done)
+    if not config.pack:
+        return source, None
+    first = list(itertools.islice(batches(0) if done else source, ladder.SAMPLE))
+    if not done:
+        source = itertools.chain(first, source)
+    if not first:
+        return source, None
+    found = ladder.fit(
+        [_trained_on(batch, config) for batch in first],
+        layout.mesh.shape[axes.DATA] * config.microbatches,
+        lambda inputs, targets: speed.forward_flops(model_config, inputs, targets),
+        config.pack_lengths,
+        config.pack_rows,
+    )
+    processes.refuse_differences({"first batches": found.digest})
+    if processes.is_first():
+        print(f"{config.mixture}: {found}", file=sys.stderr, flush=True)
+    return source, found
 
 
 def _reporter(config: TrainConfig, done: int, progress: Mapping[str, Any]) -> Reporter:

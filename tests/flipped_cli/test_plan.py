@@ -32,7 +32,9 @@ def test_virtual_devices() -> None:
     result = _plan(*words, "--only", "train")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
-    assert report["mesh"] == {"data": 2, "model": 2} and report["rows_with_padding"] == 6
+    assert report["mesh"] == {"data": 2, "model": 2}
+    assert report["packed"] and report["rows_with_padding"] % 2 == 0
+    assert report["row_lengths"]["inputs"] >= 16 and report["mean_lengths"]["inputs"] <= 16
     step = report["programs"]["train step"]
     assert step["fits"] is None and step["seconds"] is None and "not known" in report["not_known"]
     assert step["collectives"]["all-reduce"]["count"] > 0
@@ -117,6 +119,7 @@ def test_what_the_tpu_compiler_refuses_is_tried_with_changes() -> None:
         "--only",
         "train",
     )
+    words += ("--no_pack",)
     result = _plan("--model", "tiny", *words, "--topology", "v5e:2x2", "--quick", "--json")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)

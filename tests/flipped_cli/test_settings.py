@@ -262,6 +262,14 @@ def test_choices_are_those_of_the_code_that_takes_them() -> None:
         optimizer.schedule(1.0, decay=name, steps=2)
 
 
+@pytest.mark.parametrize("name", ["LENGTH_BUCKETS=[(8, 4)]", "LENGTH_WINDOW=2"])
+def test_packed_rows_take_no_buckets(name: str) -> None:
+    message = f"PACK: expected False with {name.partition('=')[0]}, "
+    with pytest.raises(UserError, match=message):
+        of_train(name)
+    assert of_train(name, "PACK=False").pack is False
+
+
 def written(tmp_path: pathlib.Path, **changes: Any) -> TrainRun:
     vocabulary = tmp_path / "v.model"
     vocabulary.write_bytes(b"pieces")
@@ -274,6 +282,7 @@ def written(tmp_path: pathlib.Path, **changes: Any) -> TrainRun:
 
 def test_run_json_gives_back_the_run(tmp_path: pathlib.Path) -> None:
     changes: dict[str, Any] = {
+        "pack": False,
         "length_buckets": ((1, 2), (3, 4)),
         "exclude_templates": {"qasc": ("a",)},
         "task_modules": ("x.py",),

@@ -35,7 +35,15 @@ def run(tmp_path):
         optimizer="adafactor",
         checkpoint_period=2,
         log_period=1,
+        pack=False,
     )
+
+
+@pytest.fixture
+def packed(run):
+    """In rows of one shape, to compile once."""
+    lengths = {"inputs": 16, "targets": 8}
+    return dataclasses.replace(run, pack=True, pack_lengths=lengths, pack_rows=(8,))
 
 
 @pytest.fixture
@@ -58,7 +66,11 @@ def rows_of(run):
         return [json.loads(line) for line in file]
 
 
-def test_resumed_run_equals_uninterrupted_run_bit_for_bit(run, dropping, batches, tmp_path):
+@pytest.mark.parametrize("form", ["run", "packed"])
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(
+    form, dropping, batches, tmp_path, request
+):
+    run = request.getfixturevalue(form)
     whole = trainer.train(run, dropping, batches)
     parted = dataclasses.replace(run, model_dir=str(tmp_path / "parted"))
     trainer.train(dataclasses.replace(parted, steps=2), dropping, batches)
@@ -72,6 +84,34 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(run, dropping, batches
             assert one[name] == other[name], name
     # A finished run is read, not trained on.
     assert_same(trainer.train(parted, dropping, batches), resumed)
+
+
+def test_a_padded_run_resumes_packed(run, packed, config, batches, tmp_path):
+    """Up to rounding it ends as it would have."""
+    run = dataclasses.replace(run, log_period=2)
+    whole = trainer.train(run, config, batches)
+    parted = dataclasses.replace(run, model_dir=str(tmp_path / "parted"))
+    trainer.train(dataclasses.replace(parted, steps=2), config, batches)
+    resumed = trainer.train(
+        dataclasses.replace(packed, model_dir=parted.model_dir, log_period=2), config, batches
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), resumed.params, whole.params
+    )
+    for row, expected in zip(rows_of(parted), rows_of(run), strict=True):
+        for name in expected.keys() - set(TIMES) - {"padding_share"}:
+            assert row[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
+def test_rows_that_a_later_batch_overflows_end_the_run_in_one_line(packed, config, make_batch):
+    def growing(start):
+        for step in range(start, 40):
+            yield make_batch(step, rows=4 if step < 17 else 40, wrong=True)
+
+    packed = dataclasses.replace(packed, steps=40)
+    with pytest.raises(UserError, match="PACK_ROWS: expected at least the .* rows .*, got 8 at"):
+        trainer.train(packed, config, growing)
+    assert checkpoints.load(packed.model_dir)[2] == 16
 
 
 def test_rows_after_the_checkpoint_are_written_once(run, dropping, batches):
@@ -204,7 +244,8 @@ def test_the_host_never_waits_for_the_newest_step(run, config, batches, monkeypa
         def start(state, batch):
             events.append(("start", sum(e[0] == "start" for e in events)))
             metrics = dict.fromkeys(("loss", "loss_lm", "loss_ul", "accuracy", "grad_norm"), 1.0)
-            return state, {**metrics, "tokens": 4.0, "input_tokens": 4.0, "examples": 1.0}
+            tokens = {"tokens": 4.0, "input_tokens": 4.0, "useful_tokens": 8.0}
+            return state, {**metrics, **tokens, "examples": 1.0}
 
         return start
 
@@ -225,7 +266,8 @@ def test_the_host_never_waits_for_the_newest_step(run, config, batches, monkeypa
     assert all(reads[n] < starts[n + 2] for n in range(4))
 
 
-METRICS = {"loss": 2.0, "loss_ul": 0.0, "accuracy": 0.5, "tokens": 30.0, "input_tokens": 50.0}
+METRICS = {"loss": 2.0, "loss_ul": 0.0, "accuracy": 0.5}
+METRICS |= {"tokens": 30.0, "input_tokens": 50.0, "useful_tokens": 80.0}
 
 
 def reporter(folder, **settings):
