@@ -87,7 +87,7 @@ def import_(source: str, out: str, kind: str, model: str | None, vocab: str | No
 
     \b
     flipped ckpt import hf://google/t5-v1_1-small runs/small --from hf
-    flipped ckpt import gs://bucket/t5x/checkpoint_1000 runs/xl --from t5x --model xl
+    flipped ckpt import t5x/checkpoint_1000 runs/xl --from t5x --model xl
     """
     _refuse_other_kind(kind)
     source = hub.pin(source)

@@ -12,6 +12,7 @@ import click
 
 from flipped_cli import offline
 from flipped_cli.options import settings_options, values_of
+from flipped_cli.path_options import LOCAL, READ, WRITTEN
 from flipped_cli.questions import RECORDED
 from flipped_cli.runs import METHODS, EvalRun
 from flipped_core import hub
@@ -42,10 +43,11 @@ _HOW = {
 
 @click.command("export")
 @click.argument("suites", nargs=-1, required=True, metavar="SUITE…")
-@click.argument("out", metavar="OUT")
+@click.argument("out", type=WRITTEN, metavar="OUT")
 @click.option("--to", "tool", required=True, metavar="TOOL", help="lm-eval.")
 @click.option(
     "--checkpoint",
+    type=READ,
     required=True,
     metavar="PATH",
     help="The Hugging Face folder to evaluate (flipped ckpt export --to hf), or its run.",
@@ -59,7 +61,9 @@ _HOW = {
 )
 @settings_options(EvalRun, RECORDED)
 @settings_options(EvalRun, REQUESTED)
-@click.option("--module", "modules", multiple=True, help="A module that registers datasets.")
+@click.option(
+    "--module", "modules", type=LOCAL, multiple=True, help="A module that registers datasets."
+)
 @offline.option
 def export(
     suites: Sequence[str],
