@@ -3,6 +3,9 @@ one run.
 
     python benchmarks/train_step.py [--beside t5x,transformers] [--sizes mini,small] [--batch 16] [--inputs 128]
         [--targets 32] [--rounds 7]
+    python benchmarks/train_step.py --packed --data_dir FOLDER --vocab MODEL [--sizes mini] [--batch 32] [--rounds 3]
+    python benchmarks/train_step.py --shapes 5000 --data_dir FOLDER --vocab MODEL
+    python benchmarks/train_step.py --lengths flipped_cli/mixture_lengths.json --data_dir FOLDER --vocab MODEL
     python benchmarks/train_step.py --compile xl,xxl
 
 Prints a Markdown table. All sides of a comparison start from the same random weights in float32 and run forward pass,
@@ -12,6 +15,11 @@ plain gradient descent, so that two Adafactors are not compared. The rounds take
 machine disturbs all; the table has the medians and their ratio. The losses after the last round are compared too: they
 differ where the two do not compute the same. T5X is on no registry: docs/checkpoints.md says how it gets on the path.
 
+`--packed` runs the packed and the padded step of each method's mixture in turn, on the same batches of real rows at
+the recipe's 512/128 tokens, with Adafactor and dropout. `--shapes` packs so many steps of the recipe's 240 examples by
+their lengths alone, for one device: it counts the shapes that a run compiles, and how full its rows are. `--lengths`
+writes the lengths, in tokens, of every second of a mixture's first 960 examples, by which `flipped plan` packs.
+
 `--compile` compiles the recipe's step (batch 240, 512/128 tokens, bfloat16, Adafactor, the model's own remat) of a size
 for one CPU device, from abstract arrays: no weights are made and nothing is run.
 """
@@ -19,11 +27,15 @@ for one CPU device, from abstract arrays: no weights are made and nothing is run
 from __future__ import annotations
 
 import argparse
+import collections
+import itertools
+import json
 import os
+import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -33,7 +45,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
 from flipped_cli import errors  # noqa: E402
-from t5_engine import huggingface, optimizer, partitioning  # noqa: E402
+from t5_engine import huggingface, ladder, optimizer, packing, partitioning, speed  # noqa: E402
 from t5_engine.axes import Layout  # noqa: E402
 from t5_engine.config import T5Config, size  # noqa: E402
 from t5_engine.model import init_params, unstack  # noqa: E402
@@ -47,6 +59,8 @@ from t5_engine.step import (  # noqa: E402
 )
 
 RATE = 1e-3
+LENGTHS = {"inputs": 512, "targets": 128}
+METHODS = ("direct", "channel", "flipped")
 # Not public: what a laptop trains in minutes.
 MINI = size("tiny", emb_dim=256, num_heads=4, head_dim=64, mlp_dim=512, vocab_size=32128)
 Step = Callable[[], float]
@@ -189,6 +203,96 @@ def compare(beside: str, name: str, rows: int, inputs: int, targets: int, rounds
     )
 
 
+def real_batches(method: str, data_dir: str, vocab: str, batch: int) -> Iterator[dict[str, Any]]:
+    """Padded batches of a method's training mixture, as a run gets them."""
+    from flipped_tasks.batches import batches
+    from mixtures import registration
+
+    registration.register(data_dir, vocab, [method])
+    for found in batches(f"{method}_train", LENGTHS, batch, seed=0):
+        found.pop("example_ids")
+        yield found
+
+
+def fitted(config: T5Config, sample: list[dict[str, Any]]) -> ladder.Ladder:
+    return ladder.fit(sample, 1, lambda *lengths: speed.forward_flops(config, *lengths))
+
+
+def compare_packed(name: str, method: str, source: Iterator[dict[str, Any]], rounds: int) -> None:
+    """One row of the table: the packed step beside the padded one, on the same batches."""
+    config = config_of(name).replace(dropout_rate=0.1)
+    sample = list(itertools.islice(source, ladder.SAMPLE))
+    found = fitted(config, sample)
+    batches = sample[:rounds]
+    sides = {"padded": batches, "packed": [found.pack(batch) for batch in batches]}
+    layout = Layout(partitioning.make_mesh(devices=jax.devices()[:1]))
+    transform = optimizer.make("adafactor", RATE)
+    abstract = jax.eval_shape(lambda: make_state(config, transform, 0))
+    shardings = state_shardings(abstract, config, layout)
+    weight = 3.0 if method == "flipped" else 0.0
+    step = make_step(config, transform, layout, lambda_unlikelihood=weight)
+    compiled = compiled_step(step, shardings)
+    state = jax.jit(lambda: make_state(config, transform, 0), out_shardings=shardings)()
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    losses: dict[str, float] = {}
+
+    def run(side: str, batch: dict[str, Any]) -> float:
+        nonlocal state
+        began = time.perf_counter()
+        state, metrics = compiled(state, batch)
+        losses[side] = float(jax.block_until_ready((state, metrics))[1]["loss"])
+        return time.perf_counter() - began
+
+    for side, made in sides.items():  # compile each shape
+        for batch in {tuple(one["encoder_input_tokens"].shape): one for one in made}.values():
+            run(side, batch)
+    for number in range(rounds):
+        for side in sides:
+            seconds[side].append(run(side, sides[side][number]))
+    examples = rounds * len(batches[0]["encoder_input_tokens"])
+    rates = {side: examples / sum(times) for side, times in seconds.items()}
+    tokens = sum(int((batch["encoder_segment_ids"] != 0).sum()) for batch in sides["packed"])
+    tokens += sum(int((batch["decoder_segment_ids"] != 0).sum()) for batch in sides["packed"])
+    positions = sum(
+        batch[name].size
+        for batch in sides["packed"]
+        for name in ("encoder_segment_ids", "decoder_segment_ids")
+    )
+    print(
+        f"| {name} | {method} | {rates['padded']:.2f} | {rates['packed']:.2f} "
+        f"| {rates['packed'] / rates['padded']:.1f} | {tokens / positions:.1%} |",
+        flush=True,
+    )
+
+
+def count_shapes(method: str, source: Iterator[dict[str, Any]], steps: int) -> None:
+    """One row of the table: the shapes of so many steps, and how full their rows are."""
+    sample = list(itertools.islice(source, ladder.SAMPLE))
+    found = fitted(size("xl"), sample)
+    shapes: collections.Counter[packing.Shape] = collections.Counter()
+    sums: collections.Counter[str] = collections.Counter()
+    for batch in itertools.islice(itertools.chain(sample, source), steps):
+        packed = found.pack(batch)
+        rows, inputs = packed["encoder_segment_ids"].shape
+        shapes[packing.Shape(rows, inputs, packed["decoder_segment_ids"].shape[1])] += 1
+        for side in ("encoder", "decoder"):
+            ids = packed[f"{side}_segment_ids"]
+            sums.update({side: int((ids != 0).sum()), f"{side}_positions": ids.size})
+    shares = {side: sums[side] / sums[f"{side}_positions"] for side in ("encoder", "decoder")}
+    both = (sums["encoder"] + sums["decoder"]) / (
+        sums["encoder_positions"] + sums["decoder_positions"]
+    )
+    shown = ", ".join(
+        f"{rows} x {inputs}/{targets}: {count:,}"
+        for (rows, inputs, targets), count in sorted(shapes.items())
+    )
+    print(
+        f"| {method} | {steps:,} | {len(shapes)} | {shown} "
+        f"| {both:.1%} | {shares['encoder']:.1%} | {shares['decoder']:.1%} |",
+        flush=True,
+    )
+
+
 def compile_only(name: str) -> None:
     """Compiles the recipe's step of that size and prints how long tracing and compiling took."""
     config = size(name, dropout_rate=0.1, dtype="bfloat16")
@@ -210,12 +314,56 @@ def compile_only(name: str) -> None:
     print(f"| {name} | {traced - began:.1f} | {ended - traced:.1f} |", flush=True)
 
 
+def write_lengths(path: pathlib.Path, data_dir: str, vocab: str, methods: list[str]) -> None:
+    """The file of `--lengths`."""
+    names = {"inputs": "encoder_input_tokens", "targets": "decoder_target_tokens"}
+    parts = []
+    for method in methods:
+        source = real_batches(method, data_dir, vocab, 240)
+        four = list(itertools.islice(source, 4))
+        known = {
+            key: np.concatenate([(batch[name] != 0).sum(axis=1) for batch in four])[::2].tolist()
+            for key, name in names.items()
+        }
+        lines = ",\n".join(f'  "{key}": {json.dumps(found)}' for key, found in known.items())
+        parts.append(f' "{method}": {{\n{lines}\n }}')
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def packed_tables(arguments: argparse.Namespace) -> None:
+    """What `--packed` and `--shapes` print."""
+    rows = (arguments.data_dir, arguments.vocab)
+    if arguments.lengths:
+        print()
+        write_lengths(arguments.lengths, *rows, arguments.methods.split(","))
+        return
+    if arguments.shapes:
+        print("\n\n| method | steps | shapes | steps of each | full | inputs | targets |")
+        print("|---|---|---|---|---|---|---|")
+        for method in arguments.methods.split(","):
+            count_shapes(method, real_batches(method, *rows, 240), arguments.shapes)
+        return
+    print(f", batch {arguments.batch}, {LENGTHS['inputs']}/{LENGTHS['targets']} tokens\n")
+    print("| model | method | padded, examples/s | packed, examples/s | ratio | rows full |")
+    print("|---|---|---|---|---|---|")
+    for name in arguments.sizes.split(","):
+        for method in arguments.methods.split(","):
+            source = real_batches(method, *rows, arguments.batch)
+            compare_packed(name, method, source, arguments.rounds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--beside", default="transformers")
     parser.add_argument("--compile", default="", metavar="SIZES")
+    parser.add_argument("--packed", action="store_true")
+    parser.add_argument("--shapes", type=int, default=0, metavar="STEPS")
+    parser.add_argument("--lengths", type=pathlib.Path, metavar="FILE")
+    parser.add_argument("--methods", default=",".join(METHODS), help="of the three before")
+    parser.add_argument("--data_dir", help="real rows, for these")
+    parser.add_argument("--vocab", help="T5's sentencepiece.model, likewise")
     parser.add_argument("--sizes", default="mini,small")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--inputs", type=int, default=128)
@@ -227,6 +375,12 @@ def main() -> None:
         print("\n\n| model | tracing, s | compiling, s |\n|---|---|---|")
         for name in arguments.compile.split(","):
             compile_only(name)
+        return
+    if arguments.packed or arguments.shapes or arguments.lengths:
+        for name in ("data_dir", "vocab"):
+            if not getattr(arguments, name):
+                parser.error(f"--{name} is required with --packed, --shapes and --lengths")
+        packed_tables(arguments)
         return
     print(f", batch {arguments.batch}, {arguments.inputs}/{arguments.targets} tokens\n")
     print("| model | beside | ours, sequences/s | theirs, sequences/s | ratio | loss | loss |")

@@ -50,7 +50,7 @@ def data() -> None:
     "--from", "source", required=True, help="hub, files:DIR or embedded.", metavar="SOURCE"
 )
 @_data_dir(WRITTEN)
-@click.option("--revision", help="A commit of the hub, instead of the newest Parquet conversion.")
+@click.option("--revision", help="A commit of the hub [default: the newest Parquet conversion].")
 @click.option("--force", is_flag=True, help="Replace what was prepared from another source.")
 @_offline
 def prepare_datasets(
@@ -65,6 +65,10 @@ def prepare_datasets(
 
     DATASET is a name such as super_glue/rte, or training, nlp14 or bigbench14 for all of these. A run
     that was stopped goes on where it stopped; what is stored already is left as it is.
+
+    \b
+    flipped data prepare nlp14 --from hub --data_dir data
+    flipped data prepare super_glue/rte --from files:rows --data_dir data
     """
     kind, _, folder = source.partition(":")
     if kind == "files":  # refused before anything slow
@@ -187,7 +191,11 @@ def _expand(names: Sequence[str]) -> list[str]:
 @click.option("--json", "as_json", is_flag=True, help="One manifest a line instead of a table.")
 @_offline
 def list_datasets(data_dir: str, as_json: bool, offline: bool) -> None:
-    """List what is stored in the data folder: version, source, examples of each split."""
+    """List what is stored in the data folder: version, source, examples of each split.
+
+    \b
+    flipped data list --data_dir data
+    """
     if offline:
         network.go_offline()
     import_tensorflow()
@@ -259,6 +267,9 @@ def verify_datasets(
     """Check the files of stored datasets against their manifests, and every row against the catalog.
 
     Without DATASET all that is stored is checked. The exit code is 1 where something is wrong.
+
+    \b
+    flipped data verify --data_dir data
     """
     if offline:
         network.go_offline()

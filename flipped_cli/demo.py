@@ -45,6 +45,9 @@ def demo(output: str, seed: int) -> None:
 
     All start from the pre-trained miniature that ships with this package. What is already there is used again:
     delete the folder to start anew.
+
+    \b
+    flipped demo --output runs/demo
     """
     folder = to_local_path(output, "--output")
     run_demo(folder, seed, folder / PRETRAINED, TRAININGS)
@@ -62,7 +65,11 @@ def demo(output: str, seed: int) -> None:
     "--seeds", default=SEEDS, show_default=True, help="How many runs, with seeds 0, 1, …."
 )
 def study(output: str, seeds: int) -> None:
-    """Run the demo, and CHANNEL, with several seeds; print mean and spread over them."""
+    """Run the demo, and CHANNEL, with several seeds; print mean and spread over them.
+
+    \b
+    flipped study --output runs/study --seeds 5
+    """
     from flipped_cli import study_table
 
     if seeds < 1:
@@ -161,6 +168,7 @@ def _report(
         folder,
         training_runs={label: folder / label for label in trainings},
         title="Flipped Learning in miniature",
+        compare=("direct", "flipped"),
         extra={
             "seed": seed,
             "seconds": round(seconds),

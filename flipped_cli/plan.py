@@ -7,6 +7,7 @@ import importlib.metadata
 import itertools
 import json
 import os
+import pathlib
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from t5_engine.planning import CompileStats, StepConfig
     from t5_engine.topologies import Name, Topology
 
+LENGTHS_FILE = "mixture_lengths.json"
 UNKNOWN_ON_CPU = (
     "Without libtpu (pip install 'flipped-learning[plan]') this is compiled for virtual CPU devices: time, MFU and "
     "whether it fits are not known; memory and collectives are the CPU compiler's, which arranges programs differently."
@@ -38,18 +40,38 @@ UNKNOWN_ON_GPU = (
     help="Such as v5p-64, v5e:4x4*2 (two slices) or h100:8*2 (two nodes).",
 )
 @click.option("--model_parallelism", type=int, help="Devices that share one copy of the weights.")
-@click.option("--fsdp/--no-fsdp", default=None, help="Split weights over the data axis too.")
+@click.option("--fsdp/--no_fsdp", default=None, help="Split weights over the data axis too.")
 @click.option("--remat", help="none, minimal or full.")
 @click.option("--microbatches", type=int, help="Parts of the batch, one after the other.")
 @click.option("--dtype", help="Of activations: float32 or bfloat16.")
-@click.option("--batch_size", type=int, default=240, show_default=True)
-@click.option("--inputs", type=int, default=512, show_default=True, help="Tokens of an input.")
-@click.option("--targets", type=int, default=128, show_default=True, help="Tokens of a target.")
+@click.option("--batch_size", type=int, default=240, show_default=True, help="Examples per step.")
+@click.option(
+    "--inputs_length",
+    "inputs",
+    type=int,
+    default=512,
+    show_default=True,
+    help="Tokens of an input.",
+)
+@click.option(
+    "--targets_length",
+    "targets",
+    type=int,
+    default=128,
+    show_default=True,
+    help="Tokens of a target.",
+)
+@click.option(
+    "--pack/--no_pack",
+    default=True,
+    show_default=True,
+    help="Packed rows, by the mixture's lengths, or padded ones.",
+)
 @click.option("--only", type=click.Choice(["train", "score"]), help="One of the two programs.")
 @click.option("--virtual", is_flag=True, help="Virtual CPU devices even where libtpu is there.")
 @click.option("--quick", is_flag=True, help="The TPU compiler's least effort: a rougher estimate.")
 @click.option(
-    "--fit/--no-fit",
+    "--fit/--no_fit",
     default=True,
     help="Where it does not fit, try what would; for GPUs, propose settings.",
 )
@@ -106,8 +128,10 @@ def plan(
         _show(report)
 
 
-def config_of(name: str, method: str, **asked: Any) -> StepConfig:
+def config_of(name: str, method: str, pack: bool, **asked: Any) -> StepConfig:
     """What is to be planned: the options, and what they leave open from `gin/models/<name>.gin` and the recipe.
+
+    With `pack`, the lengths are those of 480 examples of the method's training mixture (`mixture_lengths.json`).
 
     Raises:
       UserError: an unknown model or method, or a number that cannot be.
@@ -122,7 +146,12 @@ def config_of(name: str, method: str, **asked: Any) -> StepConfig:
         model, macros = recipe
         chosen = {**macros, **chosen}
     changes = {key: chosen.pop(key) for key in ("remat", "dtype") if key in chosen}
-    return StepConfig(model.replace(**changes), method, **chosen)
+    step = StepConfig(model.replace(**changes), method, **chosen)
+    if not pack:
+        return step
+    known = json.loads(pathlib.Path(__file__).with_name(LENGTHS_FILE).read_text())[method]
+    lengths = tuple(zip(known["inputs"], known["targets"], strict=True))
+    return dataclasses.replace(step, lengths=lengths)
 
 
 def _from_gin(name: str, method: str) -> tuple[Any, dict[str, Any]] | None:
@@ -224,6 +253,9 @@ def as_dict(
         if program == "train step" and stats.seconds and travel is not None:
             programs[program]["mfu"] = planning.mfu(config, target, stats.seconds + travel)
     settings = dataclasses.asdict(config)
+    packed = settings.pop("lengths") is not None
+    rows, inputs, targets = planning.shape(config, data)
+    means = planning.mean_lengths(config)
     return {
         "topology": str(name),
         "chips": count,
@@ -231,7 +263,10 @@ def as_dict(
         "is_gpu": name.is_gpu,
         "compiler": f"libtpu {importlib.metadata.version('libtpu')}" if target.is_tpu else "cpu",
         "mesh": {"data": data, "model": config.model_parallelism},
-        "rows_with_padding": planning.rows(config, data),
+        "packed": packed,
+        "rows_with_padding": rows,
+        "row_lengths": {"inputs": inputs, "targets": targets},
+        "mean_lengths": {"inputs": means[0], "targets": means[1]} if packed else None,
         "chip_memory": target.memory,
         "quick": target.quick,
         **settings,
@@ -248,15 +283,20 @@ def _show(report: dict[str, Any]) -> None:
     from flipped_cli import tables
 
     mesh, model, parts = report["mesh"], report["model"], report["microbatches"]
-    name = report["topology"]
+    name, lengths, means = report["topology"], report["row_lengths"], report["mean_lengths"]
     asked = "" if report["asked"] == name else f"{report['asked']}, "
     click.echo(
         f"{asked}{name}: {report['chips']} chips, mesh data {mesh['data']} x model {mesh['model']}, "
         f"FSDP {report['fsdp']}, remat {model['remat']}, {parts} microbatch{'es' if parts > 1 else ''}, "
         f"{model['dtype']}; {report['method']}, batch {report['batch_size']} ({report['rows_with_padding']} rows), "
-        f"{report['inputs']}/{report['targets']} tokens; compiler {report['compiler']}"
+        f"{lengths['inputs']}/{lengths['targets']} tokens; compiler {report['compiler']}"
         f"{', least effort' if report['quick'] else ''}"
     )
+    if means:
+        click.echo(
+            f"Rows are packed for examples of {means['inputs']:.1f}/{means['targets']:.1f} tokens in the mean, as "
+            f"measured on {report['method']}_train (docs/scaling.md); --no_pack pads."
+        )
     programs = report["programs"]
     table = Table("", *programs)
     for label, cells in _rows(programs, report):

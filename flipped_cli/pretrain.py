@@ -46,12 +46,15 @@ COMMAND = "make pretrain"
     "--export",
     type=LOCAL,
     default=None,
-    help="Folder for the finished files; <output>/pretrained where not given.",
+    help="Folder for the finished files [default: OUTPUT/pretrained].",
 )
 def pretrain(output: str, seed: int, export: str | None) -> None:
     """Pre-train the miniature that `flipped demo` starts from: hours on one core.
 
     A run that was stopped resumes from its newest checkpoint.
+
+    \b
+    flipped pretrain --output runs/pretrain
     """
     folder = pathlib.Path(output)
     kept = f"what was trained is kept in {folder}, and the same command resumes there"

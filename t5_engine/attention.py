@@ -14,17 +14,20 @@ from t5_engine.ragged import MASKED
 
 
 class Bias(NamedTuple):
-    """What decides, beside the words themselves, how much a query attends to a key.
+    """Attention bias, key padding mask and segments.
 
-    The two parts stay apart until they are used: their sum would be an array [B', N, T, S] in memory.
+    The parts stay apart until they are used: their sum would be an array [B', N, T, S] in memory.
 
     Attributes:
       position: [1, N, T, S] float32, by relative position; None is nothing.
-      words: [B', S] bool, False for keys that are padding, which stand last; None is all True.
+      padding_mask: [B', S] bool, False for keys that are padding, which stand last; None is all True.
+      segment_ids: of queries [B', T] and of keys [B', S], int; a query attends to the keys of its own segment only.
+        None where a row holds one sequence. Padding has segment 0.
     """
 
     position: jax.Array | None = None
-    words: jax.Array | None = None
+    padding_mask: jax.Array | None = None
+    segment_ids: tuple[jax.Array, jax.Array] | None = None
 
 
 def attend_plainly(
@@ -36,17 +39,19 @@ def attend_plainly(
       query: [B', T, N, H].
       key, value: [B', S, N, H].
       bias: see there.
-      causal: whether a query sees only the keys up to its own place.
+      causal: whether a query attends only to keys up to its own position.
 
     Returns:
       [B', T, N, H], of the values' type.
     """
-    hidden = jnp.zeros((1, 1, 1, 1))
+    mask_bias = jnp.zeros((1, 1, 1, 1))
     if causal:
-        hidden = hidden + causal_bias(query.shape[1])
-    if bias.words is not None:
-        hidden = hidden + padding_bias(bias.words)
-    return _weighted_means(query, key, value, bias.position, hidden)
+        mask_bias = mask_bias + causal_bias(query.shape[1])
+    if bias.padding_mask is not None:
+        mask_bias = mask_bias + padding_bias(bias.padding_mask)
+    if bias.segment_ids is not None:
+        mask_bias = mask_bias + jnp.where(same_segment(bias.segment_ids), 0.0, MASKED)
+    return _weighted_means(query, key, value, bias.position, mask_bias)
 
 
 # Its own gradient keeps as little as possible of the largest arrays, [B', N, T, S], in memory: accelerators spend more
@@ -57,10 +62,10 @@ def _weighted_means(
     key: jax.Array,
     value: jax.Array,
     position: jax.Array | None,
-    hidden: jax.Array,
+    mask_bias: jax.Array,
 ) -> jax.Array:
-    """Without its derivative with respect to `hidden`, which is added to the logits, 0 or MASKED."""
-    return _forward(query, key, value, position, hidden)[0]
+    """Without its derivative with respect to `mask_bias`, which is added to the logits, 0 or MASKED."""
+    return _forward(query, key, value, position, mask_bias)[0]
 
 
 _Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array, jax.Array]
@@ -71,12 +76,12 @@ def _forward(
     key: jax.Array,
     value: jax.Array,
     position: jax.Array | None,
-    hidden: jax.Array,
+    mask_bias: jax.Array,
 ) -> tuple[jax.Array, _Saved]:
     logits = jnp.einsum("BTNH,BSNH->BNTS", query, key, preferred_element_type=jnp.float32)
     if position is not None:
         logits = logits + position
-    logits = logits + hidden
+    logits = logits + mask_bias
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     total = jnp.sum(weights, axis=-1)  # [B', N, T]
     weights = weights.astype(value.dtype)
@@ -119,7 +124,8 @@ def attend_by_cudnn(
 ) -> jax.Array:
     """As `attend_plainly`, by cuDNN's fused kernel, which keeps no logits in memory.
 
-    bfloat16 with a softmax in float32; the bias of positions is rounded to bfloat16.
+    bfloat16 with a softmax in float32; the bias of positions is rounded to bfloat16. Packed rows are attended to
+    plainly: cuDNN would take their segments as part of a bias [B', N, T, S], which was never run on a GPU.
 
     Raises:
       UserError: not on an NVIDIA GPU, or an odd number of queries or keys.
@@ -128,6 +134,8 @@ def attend_by_cudnn(
         raise UserError(
             f"attention: 'cudnn' runs on NVIDIA GPUs, and the device here is {platform()!r}; use 'plain'"
         )
+    if bias.segment_ids is not None:
+        return attend_plainly(query, key, value, bias, causal)
     queries, keys = query.shape[1], key.shape[1]
     if queries % 2 or keys % 2:
         raise UserError(
@@ -135,9 +143,9 @@ def attend_by_cudnn(
         )
     position = None if bias.position is None else bias.position.astype(query.dtype)
     lengths = None
-    if bias.words is not None:
+    if bias.padding_mask is not None:
         # At least one: an example of padding only must not divide by zero.
-        lengths = jnp.maximum(jnp.sum(bias.words, axis=1, dtype=jnp.int32), 1)
+        lengths = jnp.maximum(jnp.sum(bias.padding_mask, axis=1, dtype=jnp.int32), 1)
     return jax.nn.dot_product_attention(
         query,
         key,
@@ -154,10 +162,16 @@ KERNELS = {"plain": attend_plainly, "cudnn": attend_by_cudnn}
 
 
 def causal_bias(length: int) -> np.ndarray:
-    """What hides later keys from each query, [T, T] float32."""
+    """The bias that masks later keys, [T, T] float32."""
     return np.where(np.tril(np.ones((length, length), bool)), 0.0, MASKED).astype(np.float32)
 
 
-def padding_bias(words: jax.Array) -> jax.Array:
-    """[B, S], True where there is a word -> what hides the padding from attention, [B, 1, 1, S] float32."""
-    return jnp.where(words, 0.0, MASKED).astype(jnp.float32)[:, None, None, :]
+def padding_bias(padding_mask: jax.Array) -> jax.Array:
+    """The bias that masks padded keys: [B, S] bool, False for padding -> [B, 1, 1, S] float32."""
+    return jnp.where(padding_mask, 0.0, MASKED).astype(jnp.float32)[:, None, None, :]
+
+
+def same_segment(segment_ids: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Whether each query and key are of one segment: ids [B, T] and [B, S] -> [B, 1, T, S] bool."""
+    queries, keys = segment_ids
+    return (queries[:, :, None] == keys[:, None, :])[:, None]

@@ -34,6 +34,7 @@ from t5_engine.weights import (
 CONFIG = hub.CONFIG
 WHOLE = tensor_files.SAFETENSORS
 INDEX = WHOLE + tensor_files.INDEX_SUFFIX
+EMBEDDING: Path = ("token_embedder", "embedding")
 SHARD_BYTES = 4 * 2**30
 DTYPES = {"float32": ("F32", np.float32), "bfloat16": ("BF16", ml_dtypes.bfloat16)}
 
@@ -43,6 +44,7 @@ class HuggingFaceWeights(Weights):
 
     Attributes:
       files: those that hold the tensors; of a repository of the hub, in its client's cache.
+      copies: the further names of the embedding that they have.
     """
 
     layout = "hf"
@@ -72,8 +74,8 @@ class HuggingFaceWeights(Weights):
         refuse_other_names(self.path, list(expected), found)
         for name, shape in expected.items():
             refuse_other_shape(name, shape, self._tensors.shape(name))
-        self._copies = [name for name in huggingface.COPIES if name in self._tensors]
-        for name in self._copies:
+        self.copies = [name for name in huggingface.COPIES if name in self._tensors]
+        for name in self.copies:
             refuse_other_shape(name, expected["shared.weight"], self._tensors.shape(name))
 
     def _found(self, name: str) -> tensor_files.File | None:
@@ -99,8 +101,8 @@ class HuggingFaceWeights(Weights):
 
     def leaf(self, path: Path) -> np.ndarray:
         leaf = huggingface.join(self.config, path, self._tensors)
-        if path == ("token_embedder", "embedding"):
-            for name in self._copies:
+        if path == EMBEDDING:
+            for name in self.copies:
                 if not np.array_equal(self._tensors[name].astype(np.float32), leaf, equal_nan=True):
                     raise UserError(
                         f"{self.path}: {name} differs from shared.weight: T5.1.1 has one table for the words "
@@ -205,7 +207,7 @@ def _plan(weights: Weights, itemsize: int, shard_bytes: int) -> list[dict[str, t
         shape = leaf.shape if layers_of(weights.config, path) is None else leaf.shape[1:]
         size = math.prod(shape) * itemsize
         theirs = shape[::-1] if huggingface.is_transposed(path) else shape
-        for name in huggingface.names_of(weights.config, path):
+        for name in _names(weights, path):
             if filled and filled + size > shard_bytes:
                 shards.append({})
                 filled = 0
@@ -214,14 +216,25 @@ def _plan(weights: Weights, itemsize: int, shard_bytes: int) -> list[dict[str, t
     return shards
 
 
+def _names(weights: Weights, path: Path) -> list[str]:
+    """Their names of one of our leaves, of the embedding with its copies.
+
+    With `tie_word_embeddings=False`, which programs that call `tie_weights()` need, transformers 5 reads them too.
+    """
+    names = huggingface.names_of(weights.config, path)
+    return [*names, *huggingface.COPIES] if path == EMBEDDING else names
+
+
 def _tensors(weights: Weights, kind: Any) -> Iterator[tuple[str, memoryview]]:
     """(name, bytes) of each tensor."""
     for path, expected in leaves(weights.config).items():
         leaf = weights.leaf(path)
         refuse_other_shape("/".join(path), expected.shape, leaf.shape)
         for name, array in huggingface.split(weights.config, path, leaf):
-            whole = np.ascontiguousarray(array, dtype=kind)
-            yield name, whole.reshape(-1).view(np.uint8).data
+            data = np.ascontiguousarray(array, dtype=kind).reshape(-1).view(np.uint8).data
+            yield name, data
+            for copy in huggingface.COPIES if path == EMBEDDING else ():
+                yield copy, data
 
 
 def _header(shard: Mapping[str, Sequence[int]], code: str, itemsize: int) -> bytes:

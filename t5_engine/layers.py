@@ -7,6 +7,7 @@ initialisers are T5X's (google-research/t5x, `examples/t5`), so that its checkpo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -93,13 +94,70 @@ class Dropout(nn.Module):
     broadcast: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, deterministic: bool, segment_ids: jax.Array | None = None
+    ) -> jax.Array:
+        """Drops features of x [B, S, ...] unless `deterministic`; `segment_ids` [B, S] draws for each segment."""
         if deterministic or not self.rate:
             return x
+        if segment_ids is not None:
+            return segment_dropout(x, segment_ids, self.make_rng("dropout"), self.rate)
         shape = list(x.shape)
         shape[self.broadcast] = 1
         keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, shape)
         return (x * jnp.where(keep, 1 / (1 - self.rate), 0.0)).astype(x.dtype)
+
+
+def segment_dropout(x: jax.Array, segment_ids: jax.Array, key: jax.Array, rate: float) -> jax.Array:
+    """Dropout that draws each feature once for each segment of each row.
+
+    A feature is kept by a hash (MurmurHash3's finalizer) of two random words, one of the segment and one of the
+    feature, which is computed where x is. Masks drawn for every segment, [B, segments, D], would have to be gathered to
+    [B, S, D] in memory.
+
+    Args:
+      x: [B, S, D].
+      segment_ids: [B, S] int.
+      key: what is drawn from.
+      rate: the share of zeros, above 0 and below 1.
+
+    Returns:
+      Of the shape and type of x.
+    """
+    of_rows, of_features = jax.random.split(key)
+    rows = jax.random.bits(of_rows, x.shape[:1], jnp.uint32)
+    features = jax.random.bits(of_features, x.shape[-1:], jnp.uint32)
+    segments = _mixed(rows[:, None] ^ segment_ids.astype(jnp.uint32) * jnp.uint32(0x9E3779B9))
+    return _drop(rate, x, segments, features)
+
+
+def _mixed(bits: jax.Array) -> jax.Array:
+    """MurmurHash3's 32-bit finalizer: uint32 of any shape -> the same shape."""
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)
+
+
+# With its own gradient the mask, [B, S, D], is computed twice and never kept.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _drop(rate: float, x: jax.Array, segments: jax.Array, features: jax.Array) -> jax.Array:
+    kept = _mixed(segments[..., None] ^ features) >= jnp.uint32(int(rate * 2**32))
+    return (x * jnp.where(kept, 1 / (1 - rate), 0.0)).astype(x.dtype)
+
+
+def _drop_forward(
+    rate: float, x: jax.Array, segments: jax.Array, features: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _drop(rate, x, segments, features), (segments, features)
+
+
+def _drop_gradient(
+    rate: float, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, None, None]:
+    return _drop(rate, gradient, *saved), None, None
+
+
+_drop.defvjp(_drop_forward, _drop_gradient)
 
 
 class Embed(nn.Module):
@@ -275,12 +333,14 @@ class GatedMlp(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, deterministic: bool, segment_ids: jax.Array | None = None
+    ) -> jax.Array:
         config = self.config
 
         def into(name: str) -> Dense:
             return Dense(config.mlp_dim, ("embed", "mlp"), DENSE_INIT, config.dtype, name=name)
 
         hidden = nn.gelu(into("wi_0")(x), approximate=True) * into("wi_1")(x)
-        hidden = Dropout(config.dropout_rate, broadcast=-2)(hidden, deterministic)
+        hidden = Dropout(config.dropout_rate, broadcast=-2)(hidden, deterministic, segment_ids)
         return Dense(config.emb_dim, ("mlp", "embed"), DENSE_INIT, config.dtype, name="wo")(hidden)

@@ -123,9 +123,10 @@ def objective(
     Args:
       config: the model's.
       params: the model's.
-      batch: `encoder_input_tokens` [B, S], `decoder_input_tokens`, `decoder_target_tokens` and
+      batch: padded, `encoder_input_tokens` [B, S], `decoder_input_tokens`, `decoder_target_tokens` and
         `decoder_loss_weights` [B, T]; for the unlikelihood term also `wrong_encoder_input_tokens` [B, S], the
-        input with a wrong choice, and `wrong_weights` [B], 0 where an example has no wrong choice.
+        input with a wrong choice, and `wrong_weights` [B], 0 where an example has no wrong choice. Or packed, as
+        `packing.lay_out` makes it.
       lambda_unlikelihood: the weight of L_UL. With 0, or without wrong inputs in the batch, the model runs once.
       z_loss: see `cross_entropy`.
       dropout_key: a key switches dropout on.
@@ -134,43 +135,91 @@ def objective(
 
     Returns:
       (loss, metrics), metrics being float32 scalars: loss, loss_lm, loss_ul (without its factor), accuracy (of the
-      most probable next word), tokens (of targets), input_tokens (those with wrong choices included), examples.
+      most probable next token), tokens (of targets), input_tokens (those with wrong choices included), examples, and
+      useful_tokens: of inputs, and of targets as often as the model sees them.
     """
-    inputs = batch["encoder_input_tokens"]
-    decoder_inputs = batch["decoder_input_tokens"]
-    targets = batch["decoder_target_tokens"]
-    weights = batch["decoder_loss_weights"].astype(jnp.float32)
-    with_wrong = bool(lambda_unlikelihood) and "wrong_encoder_input_tokens" in batch
-    if with_wrong:
-        # One forward pass of twice the batch, on each device its right choices, then its wrong ones.
-        inputs = _both(inputs, batch["wrong_encoder_input_tokens"])
-        decoder_inputs = _both(decoder_inputs, decoder_inputs)
+    packed = "encoder_segment_ids" in batch
+    with_wrong = (
+        bool(lambda_unlikelihood)
+        and ("unlikelihood_weights" if packed else "wrong_encoder_input_tokens") in batch
+    )
+    inputs, decoder_inputs, targets, weights, wrong_weights, segment_ids = (
+        _packed(batch) if packed else _padded(batch, with_wrong)
+    )
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
     logits = T5(config).apply(
-        {"params": params}, inputs, decoder_inputs, deterministic=dropout_key is None, rngs=rngs
+        {"params": params},
+        inputs,
+        decoder_inputs,
+        segment_ids=segment_ids,
+        deterministic=dropout_key is None,
+        rngs=rngs,
     )
     with jax.named_scope("loss"):
-        found = statistics(logits, _both(targets, targets) if with_wrong else targets)
-        right = TokenStatistics(*(_half(value, 0) for value in found)) if with_wrong else found
+        found = statistics(logits, targets)
         if divisor is None:
             divisor = divisor_of(batch)
-        loss_lm = cross_entropy(right, weights, z_loss) / divisor
-        loss_ul = jnp.zeros(())
-        if with_wrong:
-            wrong = TokenStatistics(*(_half(value, 1) for value in found))
-            wrong_weights = weights * batch["wrong_weights"].astype(jnp.float32)[:, None]
-            loss_ul = unlikelihood(wrong, wrong_weights) / divisor
+        loss_lm = cross_entropy(found, weights, z_loss) / divisor
+        loss_ul = unlikelihood(found, wrong_weights) / divisor if with_wrong else jnp.zeros(())
     loss = loss_lm + lambda_unlikelihood * loss_ul
+    useful = (weights != 0) | (wrong_weights != 0)
+    if segment_ids is None:
+        examples = jnp.any(weights > 0, axis=-1)
+        input_tokens = (inputs != PAD) & jnp.any(useful, axis=-1, keepdims=True)
+    else:  # the first token of each sequence; examples of weight 0 are not in a packed batch
+        before = jnp.pad(segment_ids[1], ((0, 0), (1, 0)))[:, :-1]
+        examples = (weights > 0) & (segment_ids[1] != before)
+        input_tokens = inputs != PAD
     metrics = {
         "loss": loss,
         "loss_lm": loss_lm,
         "loss_ul": loss_ul,
-        "accuracy": jnp.sum(right.hit * weights) / divisor,
+        "accuracy": jnp.sum(found.hit * weights) / divisor,
         "tokens": jnp.sum(weights),
-        "input_tokens": jnp.sum(inputs != PAD).astype(jnp.float32),
-        "examples": jnp.sum(jnp.any(weights > 0, axis=-1)).astype(jnp.float32),
+        "input_tokens": jnp.sum(input_tokens, dtype=jnp.float32),
+        "examples": jnp.sum(examples, dtype=jnp.float32),
+        "useful_tokens": jnp.sum(input_tokens, dtype=jnp.float32)
+        + jnp.sum(useful, dtype=jnp.float32),
     }
     return loss, metrics
+
+
+# inputs [B, S]; decoder inputs and targets [B, T]; likelihood and unlikelihood weights float32 [B, T]; segment ids.
+_Arrays = tuple[
+    jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, tuple[jax.Array, jax.Array] | None
+]
+
+
+def _packed(batch: Batch) -> _Arrays:
+    weights = batch["decoder_loss_weights"].astype(jnp.float32)
+    wrong = batch.get("unlikelihood_weights")
+    return (
+        batch["encoder_input_tokens"],
+        batch["decoder_input_tokens"],
+        batch["decoder_target_tokens"],
+        weights,
+        jnp.zeros_like(weights) if wrong is None else wrong.astype(jnp.float32),
+        (batch["encoder_segment_ids"], batch["decoder_segment_ids"]),
+    )
+
+
+def _padded(batch: Batch, with_wrong: bool) -> _Arrays:
+    """With wrong choices one forward pass of twice the batch, on each device its right choices, then its wrong ones."""
+    inputs, decoder_inputs = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
+    targets = batch["decoder_target_tokens"]
+    weights = batch["decoder_loss_weights"].astype(jnp.float32)
+    nothing = jnp.zeros_like(weights)
+    if not with_wrong:
+        return inputs, decoder_inputs, targets, weights, nothing, None
+    wrong_weights = weights * batch["wrong_weights"].astype(jnp.float32)[:, None]
+    return (
+        _both(inputs, batch["wrong_encoder_input_tokens"]),
+        _both(decoder_inputs, decoder_inputs),
+        _both(targets, targets),
+        _both(weights, nothing),
+        _both(nothing, wrong_weights),
+        None,
+    )
 
 
 def divisor_of(batch: Batch) -> jax.Array:
@@ -183,9 +232,3 @@ def _both(first: jax.Array, second: jax.Array) -> jax.Array:
     devices = data_size()
     parts = [x.reshape(devices, -1, *x.shape[1:]) for x in (first, second)]
     return jnp.concatenate(parts, axis=1).reshape(-1, *first.shape[1:])
-
-
-def _half(both: jax.Array, which: int) -> jax.Array:
-    """The inverse of `_both`: its first (0) or second (1) argument."""
-    parts = both.reshape(data_size(), 2, -1, *both.shape[1:])
-    return parts[:, which].reshape(-1, *both.shape[1:])

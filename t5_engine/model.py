@@ -36,9 +36,15 @@ PAD = 0
 Params = dict[str, Any]
 
 
-def _dropout(config: T5Config, x: jax.Array, deterministic: bool) -> jax.Array:
+def _dropout(
+    config: T5Config, x: jax.Array, deterministic: bool, segment_ids: jax.Array | None
+) -> jax.Array:
     """Dropout of the residual stream: the same features for all positions of an example, as in T5X."""
-    return Dropout(config.dropout_rate, broadcast=-2)(x, deterministic)
+    return Dropout(config.dropout_rate, broadcast=-2)(x, deterministic, segment_ids)
+
+
+def _query_segments(bias: Bias) -> jax.Array | None:
+    return None if bias.segment_ids is None else bias.segment_ids[0]
 
 
 class EncoderLayer(nn.Module):
@@ -49,15 +55,15 @@ class EncoderLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, bias: Bias, ragged: Ragged | None) -> tuple[jax.Array, None]:
-        config, off = self.config, self.deterministic
+        config, off, segments = self.config, self.deterministic, _query_segments(bias)
         with jax.named_scope("attention"):
             y = RMSNorm(config, name="pre_attention_layer_norm")(x)
             y = Attention(config, name="attention")(y, y, bias, off, ragged)
-            x = x + _dropout(config, y, off)
+            x = x + _dropout(config, y, off, segments)
         with jax.named_scope("mlp"):
             y = RMSNorm(config, name="pre_mlp_layer_norm")(x)
-            y = GatedMlp(config, name="mlp")(y, off)
-            x = x + _dropout(config, y, off)
+            y = GatedMlp(config, name="mlp")(y, off, segments)
+            x = x + _dropout(config, y, off, segments)
         return x, None
 
 
@@ -76,21 +82,21 @@ class DecoderLayer(nn.Module):
         cross_bias: Bias,
         ragged: tuple[Ragged | None, Ragged | None],
     ) -> tuple[jax.Array, None]:
-        config, off = self.config, self.deterministic
+        config, off, segments = self.config, self.deterministic, _query_segments(self_bias)
         with jax.named_scope("self_attention"):
             y = RMSNorm(config, name="pre_self_attention_layer_norm")(x)
             attention = Attention(config, causal=True, name="self_attention")
             y = attention(y, y, self_bias, off, ragged[0])
-            x = x + _dropout(config, y, off)
+            x = x + _dropout(config, y, off, segments)
         with jax.named_scope("cross_attention"):
             y = RMSNorm(config, name="pre_cross_attention_layer_norm")(x)
             attention = Attention(config, name="encoder_decoder_attention")
             y = attention(y, encoded, cross_bias, off, ragged[1])
-            x = x + _dropout(config, y, off)
+            x = x + _dropout(config, y, off, segments)
         with jax.named_scope("mlp"):
             y = RMSNorm(config, name="pre_mlp_layer_norm")(x)
-            y = GatedMlp(config, name="mlp")(y, off)
-            x = x + _dropout(config, y, off)
+            y = GatedMlp(config, name="mlp")(y, off, segments)
+            x = x + _dropout(config, y, off, segments)
         return x, None
 
 
@@ -115,7 +121,7 @@ def _layers(layer: type[nn.Module], config: T5Config, length: int, inputs: int) 
 
 
 class Encoder(nn.Module):
-    """As `T5.encode`, of embedded words [B, S, D]."""
+    """As `T5.encode`, of embedded tokens [B, S, D]."""
 
     config: T5Config
 
@@ -123,25 +129,28 @@ class Encoder(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        words: jax.Array | None,
+        padding_mask: jax.Array | None,
         deterministic: bool,
         ragged: Ragged | None = None,
+        segment_ids: jax.Array | None = None,
     ) -> jax.Array:
         config = self.config
         relpos = RelativePositionBias(config, bidirectional=True, name="relpos_bias")
-        if ragged is None:
-            bias = Bias(relpos(x.shape[1], x.shape[1]), words)
+        if segment_ids is not None:
+            bias = Bias(relpos(x.shape[1], x.shape[1]), segment_ids=(segment_ids, segment_ids))
+        elif ragged is None:
+            bias = Bias(relpos(x.shape[1], x.shape[1]), padding_mask)
         else:
             bias = Bias(relpos(ragged.keys.shape[2], ragged.keys.shape[2]))
-        x = _dropout(config, x, deterministic)
+        x = _dropout(config, x, deterministic, segment_ids)
         layers = _layers(EncoderLayer, config, config.num_encoder_layers, inputs=2)
         x, _ = layers(config, deterministic, name=STACKED)(x, bias, ragged)
         x = RMSNorm(config, name="encoder_norm")(x)
-        return _dropout(config, x, deterministic)
+        return _dropout(config, x, deterministic, segment_ids)
 
 
 class Decoder(nn.Module):
-    """As `T5.decode`, of embedded words [B, T, D]."""
+    """As `T5.decode`, of embedded tokens [B, T, D]."""
 
     config: T5Config
 
@@ -150,21 +159,27 @@ class Decoder(nn.Module):
         self,
         x: jax.Array,
         encoded: jax.Array,
-        words: jax.Array | None,
+        padding_mask: jax.Array | None,
         deterministic: bool,
         ragged: tuple[Ragged, Ragged] | None = None,
         logits: bool = True,
+        segment_ids: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array:
         config = self.config
         relpos = RelativePositionBias(config, bidirectional=False, name="relpos_bias")
         length = x.shape[1] if ragged is None else ragged[0].queries.shape[2]
-        x = _dropout(config, x, deterministic)
+        targets = None if segment_ids is None else segment_ids[1]
+        x = _dropout(config, x, deterministic, targets)
+        self_bias, cross_bias = Bias(relpos(length, length)), Bias(padding_mask=padding_mask)
+        if segment_ids is not None:
+            self_bias = self_bias._replace(segment_ids=(segment_ids[1], segment_ids[1]))
+            cross_bias = Bias(segment_ids=(segment_ids[1], segment_ids[0]))
         layers = _layers(DecoderLayer, config, config.num_decoder_layers, inputs=4)
         x, _ = layers(config, deterministic, name=STACKED)(
-            x, encoded, Bias(relpos(length, length)), Bias(words=words), ragged or (None, None)
+            x, encoded, self_bias, cross_bias, ragged or (None, None)
         )
         x = RMSNorm(config, name="decoder_norm")(x)
-        x = _dropout(config, x, deterministic)
+        x = _dropout(config, x, deterministic, targets)
         if not logits:
             return x
         with jax.named_scope("logits"):
@@ -189,26 +204,31 @@ class T5(nn.Module):
         tokens: jax.Array,
         *,
         ragged: Ragged | None = None,
+        segment_ids: jax.Array | None = None,
         deterministic: bool = True,
     ) -> jax.Array:
-        """What the decoder attends to, [B, S, D].
+        """The encoder's output, [B, S, D].
 
         Args:
           tokens: [B, S] ids, 0 for padding.
           ragged: where rows hold several inputs: tokens are [B, M] then, the result [B, M, D].
+          segment_ids: [B, S], the number from 1 of the input that each token belongs to, where rows hold several
+            (`t5_engine.packing`); 0 for padding.
           deterministic: True switches dropout off.
         """
         with jax.named_scope("encoder"):
-            words = tokens != PAD if ragged is None else None
-            return self.encoder(self.token_embedder(tokens), words, deterministic, ragged)
+            mask = tokens != PAD if ragged is None else None
+            x = self.token_embedder(tokens)
+            return self.encoder(x, mask, deterministic, ragged, segment_ids)
 
     def decode(
         self,
         encoded: jax.Array,
-        words: jax.Array | None,
+        padding_mask: jax.Array | None,
         decoder_input_tokens: jax.Array,
         *,
         ragged: tuple[Ragged, Ragged] | None = None,
+        segment_ids: tuple[jax.Array, jax.Array] | None = None,
         logits: bool = True,
         deterministic: bool = True,
     ) -> jax.Array:
@@ -216,11 +236,12 @@ class T5(nn.Module):
 
         Args:
           encoded: [B', S, D], from `encode`.
-          words: [B', S] bool, True where the encoder's input has a word.
+          padding_mask: [B', S] bool, False where the encoder's input is padding.
           decoder_input_tokens: [B, T], the target shifted right by one, 0 first. B is a multiple of B'; the
             B / B' consecutive rows that belong to one encoded input share its keys and values.
           ragged: for self-attention and for cross-attention, where rows hold several inputs and targets: encoded
-            is [B, M', D] then, words None, decoder_input_tokens [B, M].
+            is [B, M', D] then, padding_mask None, decoder_input_tokens [B, M].
+          segment_ids: of inputs [B, S] and targets [B, T], where rows hold several examples; 0 for padding.
           logits: False gives what the logits are a linear map of, [B, T, D].
           deterministic: True switches dropout off.
 
@@ -229,19 +250,32 @@ class T5(nn.Module):
         """
         with jax.named_scope("decoder"):
             x = self.token_embedder(decoder_input_tokens)
-            return self.decoder(x, encoded, words, deterministic, ragged, logits)
+            return self.decoder(
+                x, encoded, padding_mask, deterministic, ragged, logits, segment_ids
+            )
 
     def __call__(
         self,
         encoder_input_tokens: jax.Array,
         decoder_input_tokens: jax.Array,
         *,
+        segment_ids: tuple[jax.Array, jax.Array] | None = None,
         deterministic: bool = True,
     ) -> jax.Array:
-        """[B, S] and [B, T] token ids -> logits [B, T, V] float32."""
-        encoded = self.encode(encoder_input_tokens, deterministic=deterministic)
-        words = encoder_input_tokens != PAD
-        return self.decode(encoded, words, decoder_input_tokens, deterministic=deterministic)
+        """Token ids [B, S] and [B, T] -> logits [B, T, V] float32; `segment_ids` as in `decode`."""
+        encoded = self.encode(
+            encoder_input_tokens,
+            segment_ids=None if segment_ids is None else segment_ids[0],
+            deterministic=deterministic,
+        )
+        padding_mask = encoder_input_tokens != PAD
+        return self.decode(
+            encoded,
+            padding_mask,
+            decoder_input_tokens,
+            segment_ids=segment_ids,
+            deterministic=deterministic,
+        )
 
 
 def init_boxed(config: T5Config, key: jax.Array) -> Params:

@@ -16,12 +16,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flipped_core.errors import UserError, unknown
-from t5_engine import axes, optimizer, partitioning, scorer, speed
-from t5_engine.batching import Shape
+from t5_engine import axes, batching, ladder, optimizer, partitioning, scorer, speed
 from t5_engine.config import REMAT_POLICIES, T5Config
 from t5_engine.hlo import CollectiveStats, Program
+from t5_engine.packing import Shape
 from t5_engine.step import Batch, compiled_step, make_state, make_step, state_shardings
 from t5_engine.topologies import Topology
 
@@ -47,7 +48,11 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """What is planned; the names are those of the recipe's macros."""
+    """What is planned; the names are those of the recipe's macros.
+
+    Attributes:
+      lengths: (inputs, targets) in tokens of examples of the mixture, by which rows are packed; None pads.
+    """
 
     model: T5Config
     method: str = "flipped"
@@ -57,6 +62,7 @@ class StepConfig:
     batch_size: int = 240
     inputs: int = 512
     targets: int = 128
+    lengths: tuple[tuple[int, int], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -94,10 +100,39 @@ class CompileStats:
     compile_seconds: float
 
 
-def rows(config: StepConfig, data: int) -> int:
-    """The batch with the rows of weight 0 that fill it up, for so many devices of the data axis."""
+def shape(config: StepConfig, data: int) -> Shape:
+    """The shape of a step's arrays for so many devices of the data axis.
+
+    Padded, the batch with the rows of weight 0 that fill it up. Packed, the second of the shapes that a run chooses
+    (`t5_engine.ladder`), which holds most of its batches; those here are sampled from `config.lengths`.
+    """
     multiple = data * config.microbatches
-    return -(-config.batch_size // multiple) * multiple
+    if config.lengths is None:
+        padded = -(-config.batch_size // multiple) * multiple
+        return Shape(padded, config.inputs, config.targets)
+    random = np.random.default_rng(0)
+    known = np.minimum(np.array(config.lengths), (config.inputs, config.targets))
+
+    def sampled() -> dict[str, np.ndarray]:
+        inputs, targets = known[random.integers(0, len(known), config.batch_size)].T
+        inputs = (np.arange(config.inputs) < inputs[:, None]).astype(np.int32)
+        targets = (np.arange(config.targets) < targets[:, None]).astype(np.int32)
+        batch = {
+            "encoder_input_tokens": inputs,
+            "decoder_target_tokens": targets,
+            "decoder_loss_weights": targets,
+        }
+        if config.method == "flipped":
+            batch["wrong_encoder_input_tokens"] = inputs
+            batch["wrong_weights"] = np.ones(len(inputs), np.int32)
+        return batch
+
+    found = ladder.fit(
+        [sampled() for _ in range(ladder.SAMPLE)],
+        multiple,
+        lambda inputs, targets: speed.forward_flops(config.model, inputs, targets),
+    )
+    return found.shapes[min(1, len(found.shapes) - 1)]
 
 
 def train_step(config: StepConfig, topology: Topology) -> CompileStats:
@@ -124,19 +159,25 @@ def train_step(config: StepConfig, topology: Topology) -> CompileStats:
 
 
 def _batch(config: StepConfig, mesh: jax.sharding.Mesh) -> Batch:
-    size, by_rows = rows(config, mesh.shape[axes.DATA]), partitioning.by_rows(mesh)
+    size, inputs, targets = shape(config, mesh.shape[axes.DATA])
+    by_rows = partitioning.by_rows(mesh)
 
     def array(*rest: int, dtype: Any = jnp.int32) -> Any:
         return jax.ShapeDtypeStruct((size, *rest), dtype, sharding=by_rows)
 
     batch = {
-        "encoder_input_tokens": array(config.inputs),
-        "decoder_input_tokens": array(config.targets),
-        "decoder_target_tokens": array(config.targets),
-        "decoder_loss_weights": array(config.targets, dtype=jnp.float32),
+        "encoder_input_tokens": array(inputs),
+        "decoder_input_tokens": array(targets),
+        "decoder_target_tokens": array(targets),
+        "decoder_loss_weights": array(targets, dtype=jnp.float32),
     }
-    if config.method == "flipped":
-        batch["wrong_encoder_input_tokens"] = array(config.inputs)
+    if config.lengths is not None:
+        batch["encoder_segment_ids"] = array(inputs)
+        batch["decoder_segment_ids"] = array(targets)
+        if config.method == "flipped":
+            batch["unlikelihood_weights"] = array(targets, dtype=jnp.float32)
+    elif config.method == "flipped":
+        batch["wrong_encoder_input_tokens"] = array(inputs)
         batch["wrong_weights"] = array(dtype=jnp.float32)
     return batch
 
@@ -146,10 +187,10 @@ def scoring(config: StepConfig, topology: Topology) -> dict[str, CompileStats]:
     mesh = partitioning.make_mesh(config.model_parallelism, topology.devices)
     pairs = max(1, scorer.TOKENS_ACCELERATOR // (config.inputs + config.targets))
     of_inputs, of_targets = (pairs, config.inputs), (pairs, config.targets)
-    shape = Shape(math.prod(of_inputs), *of_inputs, math.prod(of_targets), *of_targets)
+    packed = batching.Shape(math.prod(of_inputs), *of_inputs, math.prod(of_targets), *of_targets)
     return {
         name: measure(traced.lower(), topology, product_flops(traced.jaxpr.jaxpr))
-        for name, traced in scorer.traced(config.model, mesh, shape).items()
+        for name, traced in scorer.traced(config.model, mesh, packed).items()
     }
 
 
@@ -255,10 +296,22 @@ def _inner(params: dict[str, Any]) -> Iterator[Any]:
 
 
 def mfu(config: StepConfig, topology: Topology, seconds: float) -> float:
-    """The share of the chips' nominal rate at that time: useful arithmetic of the batch without its padding."""
+    """The share of the chips' nominal rate at that time: useful arithmetic of the batch without its padding.
+
+    Padded, all examples count as the longest; packed, with the mean lengths.
+    """
     wrong = config.method == "flipped"
-    useful = speed.step_flops(config.model, config.inputs, config.targets, with_wrong=wrong)
+    inputs, targets = mean_lengths(config)
+    useful = speed.step_flops(config.model, inputs, targets, with_wrong=wrong)
     return config.batch_size * useful / (seconds * topology.rate * len(topology.devices))
+
+
+def mean_lengths(config: StepConfig) -> tuple[float, float]:
+    """Tokens of an input and of a target; the longest where they are not known."""
+    if config.lengths is None:
+        return config.inputs, config.targets
+    known = np.minimum(np.array(config.lengths), (config.inputs, config.targets))
+    return float(known[:, 0].mean()), float(known[:, 1].mean())
 
 
 def travel_seconds(collectives: Mapping[str, CollectiveStats], topology: Topology) -> float | None:

@@ -6,7 +6,7 @@ Importing this module loads no JAX.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from flipped_core.errors import UserError
@@ -75,14 +75,23 @@ class ProcessGroup:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def join(self) -> bool:
-        """Connects to the other processes, if any; see `launch.start`. Call it before any use of JAX."""
-        compilation_cache.enable(self.compilation_cache_dir)
+    def join(self, check: Callable[[], object] = lambda: None) -> bool:
+        """Connects to the other processes, if any; see `launch.start`. Call it before any use of JAX.
+
+        Args:
+          check: refuses what can be refused before; an error of one process ends all.
+        """
+
+        def checked() -> None:
+            check()
+            compilation_cache.enable(self.compilation_cache_dir)
+
         return launch.start(
             self.coordinator_address,
             self.process_count,
             self.process_id,
             self.coordinator_timeout,
+            checked,
         )
 
 
@@ -175,6 +184,29 @@ class TrainConfig(ProcessGroup):
         "Parts of a batch that are computed in sequence; with dropout they draw other masks.",
         1,
         macro="MICROBATCHES",
+        minimum=1,
+        resume=Resume.FREE,
+    )
+    pack: bool = setting(
+        "Rows hold several examples each; False pads every example to TASK_FEATURE_LENGTHS.",
+        True,
+        macro="PACK",
+        resume=Resume.FREE,
+    )
+    pack_lengths: Mapping[str, int] | None = setting(
+        "Lengths of packed rows; None chooses them from the lengths of the first batches.",
+        None,
+        macro="PACK_LENGTHS",
+        unit="tokens",
+        minimum=1,
+        keys=FEATURES,
+        resume=Resume.FREE,
+    )
+    pack_rows: tuple[int, ...] | None = setting(
+        "Numbers of rows that packed batches are filled up to; None chooses at most four likewise.",
+        None,
+        macro="PACK_ROWS",
+        unit="rows",
         minimum=1,
         resume=Resume.FREE,
     )
@@ -317,14 +349,14 @@ class TrainRun(TrainConfig):
         choices=RATES,
     )
     length_buckets: tuple[tuple[int, int], ...] | None = setting(
-        "(inputs, targets) lengths that batches are padded to; None pads to the full lengths.",
+        "(inputs, targets) lengths that batches are padded to; None pads to the full lengths. With PACK = False.",
         None,
         macro="LENGTH_BUCKETS",
         unit="tokens",
         minimum=1,
     )
     length_window: int = setting(
-        "Batches whose examples are sorted by length together, which saves padding.",
+        "Batches whose examples are sorted by length together, which saves padding. With PACK = False.",
         1,
         macro="LENGTH_WINDOW",
         unit="batches",
@@ -341,3 +373,11 @@ class TrainRun(TrainConfig):
         None,
         macro="EXCLUDE_TEMPLATES",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pack and (self.length_buckets is not None or self.length_window > 1):
+            name = "LENGTH_WINDOW" if self.length_buckets is None else "LENGTH_BUCKETS"
+            raise UserError(
+                f"PACK: expected False with {name}, which pads batches to few lengths; packed rows need none"
+            )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from t5_engine.config import T5Config
 
 # FLOP/s of one device in bfloat16, dense, as its maker states it, by the beginning of JAX's `device_kind`, in lower
@@ -26,7 +28,7 @@ def nominal_rate(device_kind: str) -> float | None:
     return next((rate for name, rate in NOMINAL_RATES if kind.startswith(name)), None)
 
 
-def forward_flops(config: T5Config, inputs: int, targets: int) -> float:
+def forward_flops(config: T5Config, inputs: float, targets: float) -> float:
     """The arithmetic of one example's forward pass: matrix products with weights and attention's own.
 
     An addition and a multiplication count as two. Norms, softmax and loss are left out. An encoder-decoder runs about
@@ -48,9 +50,27 @@ def forward_flops(config: T5Config, inputs: int, targets: int) -> float:
     return 2.0 * (inputs * (encoder + cross) + targets * (decoder + logits))
 
 
-def step_flops(config: T5Config, inputs: int, targets: int, *, with_wrong: bool) -> float:
+def step_flops(config: T5Config, inputs: float, targets: float, *, with_wrong: bool) -> float:
     """The arithmetic of one example in a training step: three forward passes, of two inputs with wrong choices.
 
     What remat computes once more is no useful work and does not count.
     """
     return 3 * (2 if with_wrong else 1) * forward_flops(config, inputs, targets)
+
+
+def useful_flops(config: T5Config, metrics: Mapping[str, float], *, with_wrong: bool) -> float:
+    """The arithmetic of a training step on its tokens, without padding: each example counts with the mean lengths.
+
+    Attention grows with the square of the length, so that this is a little less than the sum over the examples.
+
+    Args:
+      config: the model's.
+      metrics: of the step, as from `losses.objective`.
+      with_wrong: whether each example has an input with a wrong choice.
+    """
+    examples = metrics["examples"]
+    if not examples:
+        return 0.0
+    inputs = metrics["input_tokens"] / examples / (2 if with_wrong else 1)
+    targets = metrics["tokens"] / examples
+    return examples * step_flops(config, inputs, targets, with_wrong=with_wrong)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import math
 import sys
 import time
@@ -20,10 +21,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from flipped_core import locks, uploads
+from flipped_core import uploads
 from flipped_core.errors import UserError
 from flipped_core.paths import to_path
-from t5_engine import axes, checkpoints, exchange, partitioning, processes, run_folder, speed
+from t5_engine import (
+    axes,
+    checkpoints,
+    exchange,
+    ladder,
+    partitioning,
+    processes,
+    run_folder,
+    speed,
+)
 from t5_engine.axes import Layout
 from t5_engine.config import T5Config
 from t5_engine.reporting import Reporter
@@ -48,18 +58,19 @@ def train(
     model_config: T5Config,
     batches: Batches,
     task_of: Callable[[bytes], str] = bytes.decode,
-    lock: locks.Lock | None = None,
+    hold: processes.Hold | None = None,
 ) -> TrainState:
     """Trains to `config.steps` and returns the final state.
 
     Args:
       config: the run.
       model_config: the model.
-      batches: called with the number of batches already used; gives the batch of each step from there on, as this
-        process's rows (`partitioning.host_share`; see `losses.objective` for the arrays). Batches may come in several
-        lengths; each new shape is compiled once. `example_ids` may name the rows.
+      batches: called with the number of batches already used; gives the batch of each step from there on, padded (see
+        `losses.objective` for the arrays). With `config.pack` every process gives all rows, else its own
+        (`partitioning.host_share`). Batches may come in several lengths; each new shape is compiled once.
+        `example_ids` may name the rows.
       task_of: the task of an example's id, for the message about a loss that is not finite.
-      lock: of `model_dir`, where the caller holds it (`processes.hold`); else it is taken here.
+      hold: of `model_dir`, where the callers of all processes hold it (`processes.hold`); else it is taken here.
 
     Raises:
       UserError: another run holds `model_dir`; its disk is full or broken; the loss or the gradient is not finite (with
@@ -67,10 +78,10 @@ def train(
       SystemExit: after saving, where the process was asked to stop: with code 0 by SIGTERM, 130 by Ctrl-C, 129 by
         SIGHUP.
     """
-    if lock is None:
+    if hold is None:
         with processes.hold(config.model_dir, "model_dir") as own:
             return _train(config, model_config, batches, task_of, own)
-    return _train(config, model_config, batches, task_of, lock)
+    return _train(config, model_config, batches, task_of, hold)
 
 
 def _train(
@@ -78,7 +89,7 @@ def _train(
     model_config: T5Config,
     batches: Batches,
     task_of: Callable[[bytes], str],
-    lock: locks.Lock | None,
+    hold: processes.Hold,
 ) -> TrainState:
     """`train`, in a folder that is held."""
     layout = Layout(partitioning.make_mesh(config.model_parallelism), axes.rules(config.fsdp))
@@ -102,8 +113,14 @@ def _train(
                 return state
             if jax.process_index() == 0:
                 reporter = _reporter(config, done, progress)
-            loop = _Loop(config, model_config, layout, store, reporter, termination, task_of, lock)
-            return loop.run(state, done, batches(progress.get("batches", done)))
+            source, packing = _source(
+                config, model_config, layout, batches, progress.get("batches", done)
+            )
+            loop = _Loop(
+                config, model_config, layout, store, reporter, termination, task_of, hold, packing
+            )
+            with processes.leaving_lost_peers():
+                return loop.run(state, done, source)
         finally:
             if reporter is not None:
                 reporter.close()
@@ -117,7 +134,6 @@ class _Started:
     step: int
     metrics: dict[str, jax.Array]
     example_ids: Any
-    lengths: tuple[int, int]
     positions: int
     input_seconds: float
 
@@ -134,9 +150,10 @@ class _Loop:
         reporter: Reporter | None,
         termination: Termination,
         task_of: Callable[[bytes], str],
-        lock: locks.Lock | None,
+        hold: processes.Hold,
+        packing: ladder.Ladder | None,
     ) -> None:
-        self._lock = lock
+        self._hold, self._packing = hold, packing
         self._config, self._model_config, self._layout = config, model_config, layout
         self._store, self._reporter = store, reporter
         self._termination, self._task_of = termination, task_of
@@ -171,9 +188,7 @@ class _Loop:
                 self._termination.arm()  # before the first step, which is compiled for minutes, nothing can be lost
             # Step N is on its way; only now wait for step N - 1, so that the devices never wait for this loop.
             self._read()
-            self._started = _Started(
-                step, metrics, example_ids, *_sizes(arrays), input_seconds=waited
-            )
+            self._started = _Started(step, metrics, example_ids, _positions(arrays), waited)
             if step == config.steps or step % config.checkpoint_period == 0:
                 self._save(step, state)
         self._profile(config.steps + 1, state)
@@ -188,8 +203,10 @@ class _Loop:
                 f"batches: expected one for each of {self._config.steps} steps, got {step - 1}"
             )
         example_ids = batch.pop(EXAMPLE_IDS, None)
-        if not self._config.unlikelihood_weight:
-            batch = {name: array for name, array in batch.items() if not name.startswith("wrong_")}
+        batch = _trained_on(batch, self._config)
+        if self._packing is not None:
+            packed = self._packing.pack(batch)
+            return partitioning.put_whole_batch(packed, self._layout.mesh), example_ids
         put = partitioning.put_batch(batch, self._layout.mesh, self._config.microbatches)
         return put, example_ids
 
@@ -201,23 +218,19 @@ class _Loop:
         metrics = {name: float(value) for name, value in jax.device_get(started.metrics).items()}
         self._refuse_non_finite(started, metrics)
         if self._reporter is not None:
-            per_example = speed.step_flops(
-                self._model_config,
-                *started.lengths,
-                with_wrong=bool(self._config.unlikelihood_weight),
-            )
+            with_wrong = bool(self._config.unlikelihood_weight)
             self._reporter.step(
                 started.step,
                 metrics,
                 learning_rate=float(self._rate(started.step - 1)),
                 positions=started.positions,
-                flops=metrics["examples"] * per_example,
+                flops=speed.useful_flops(self._model_config, metrics, with_wrong=with_wrong),
                 input_seconds=started.input_seconds,
+                examples_by_dataset=_by_task(started.example_ids, self._task_of),
             )
 
     def _save(self, step: int, state: TrainState) -> None:
-        if self._lock is not None:
-            self._lock.check()
+        self._hold.check()
         self._read()
         began = time.perf_counter()
         progress = {
@@ -283,23 +296,61 @@ class _Loop:
 
 def _shares(example_ids: Any, task_of: Callable[[bytes], str]) -> str:
     """ ", with a batch of 50% this, 25% that", the largest shares; nothing where the rows have no names."""
-    names = [task_of(name) for name in (() if example_ids is None else example_ids) if name]
-    if not names:
+    found = _by_task(example_ids, task_of)
+    if not found:
         return ""
-    counts = collections.Counter(names).most_common()
-    words = [f"{count / len(names):.0%} {name}" for name, count in counts[:_TASKS_NAMED]]
+    total, counts = found.total(), found.most_common()
+    words = [f"{count / total:.0%} {name}" for name, count in counts[:_TASKS_NAMED]]
     if len(counts) > _TASKS_NAMED:
         rest = sum(count for _, count in counts[_TASKS_NAMED:])
-        words.append(f"{rest / len(names):.0%} {len(counts) - _TASKS_NAMED} others")
+        words.append(f"{rest / total:.0%} {len(counts) - _TASKS_NAMED} others")
     return f", with a batch of {', '.join(words)}"
 
 
-def _sizes(arrays: Mapping[str, jax.Array]) -> tuple[tuple[int, int], int]:
-    """((S, T), the positions of the inputs, those with wrong choices included, and the targets)."""
-    inputs, targets = arrays["encoder_input_tokens"], arrays["decoder_target_tokens"]
-    wrong = arrays.get("wrong_encoder_input_tokens")
-    positions = inputs.size + targets.size + (0 if wrong is None else wrong.size)
-    return (inputs.shape[1], targets.shape[1]), positions
+def _by_task(example_ids: Any, task_of: Callable[[bytes], str]) -> collections.Counter[str]:
+    """task -> examples of this process's rows of a batch; rows without a name are padding."""
+    names = () if example_ids is None else example_ids
+    return collections.Counter(task_of(name) for name in names if name)
+
+
+def _positions(arrays: Mapping[str, jax.Array]) -> int:
+    """The positions that the model computes, of inputs and targets."""
+    positions = arrays["encoder_input_tokens"].size + arrays["decoder_target_tokens"].size
+    return 2 * positions if "wrong_encoder_input_tokens" in arrays else positions
+
+
+def _trained_on(batch: Mapping[str, np.ndarray], config: TrainConfig) -> dict[str, np.ndarray]:
+    """The arrays that the step reads: without ids, and without wrong inputs where they have no weight."""
+    return {
+        name: array
+        for name, array in batch.items()
+        if name != EXAMPLE_IDS and (config.unlikelihood_weight or not name.startswith("wrong_"))
+    }
+
+
+def _source(
+    config: TrainConfig, model_config: T5Config, layout: Layout, batches: Batches, done: int
+) -> tuple[Iterator[Mapping[str, np.ndarray]], ladder.Ladder | None]:
+    """The batches behind the first `done`, and how they are packed: by the lengths of the run's first batches."""
+    source = batches(done)
+    if not config.pack:
+        return source, None
+    first = list(itertools.islice(batches(0) if done else source, ladder.SAMPLE))
+    if not done:
+        source = itertools.chain(first, source)
+    if not first:
+        return source, None
+    found = ladder.fit(
+        [_trained_on(batch, config) for batch in first],
+        layout.mesh.shape[axes.DATA] * config.microbatches,
+        lambda inputs, targets: speed.forward_flops(model_config, inputs, targets),
+        config.pack_lengths,
+        config.pack_rows,
+    )
+    processes.refuse_differences({"first batches": found.digest})
+    if processes.is_first():
+        print(f"{config.mixture}: {found}", file=sys.stderr, flush=True)
+    return source, found
 
 
 def _reporter(config: TrainConfig, done: int, progress: Mapping[str, Any]) -> Reporter:

@@ -282,6 +282,61 @@ def test_damage_is_found(tmp_path) -> None:
         reading.find("imdb", str(tmp_path / "stored"))
 
 
+def test_what_is_read_is_what_was_stored(tmp_path) -> None:
+    data = write(tmp_path / "files", "imdb", reviews(30))
+    prepare("imdb", f"files:{data}", tmp_path / "stored")
+    folder = pathlib.Path(stored("imdb", tmp_path / "stored").folder)
+
+    def read() -> list[Any]:
+        return list(sources.load_rows("imdb", "train", str(tmp_path / "stored")))
+
+    rows = read()
+    shard = stored("imdb", tmp_path / "stored").split("train")["shards"][0]
+    for name, old, new in (
+        (shard, b"review 7 ", b"review 6 "),
+        ("index-train.npy", b"\0\0", b"\1\0"),
+        ("manifest.json", b'"rows": 30', b'"rows": 31'),
+        ("manifest.json", b'"unlabelled": 6', b'"unlabelled": 7'),
+    ):
+        good = (folder / name).read_bytes()
+        assert old in good
+        (folder / name).write_bytes(good.replace(old, new, 1))
+        with pytest.raises(UserError, match=f"{name}: (not what was written|its sha256)"):
+            read()
+        (folder / name).write_bytes(good)
+    assert read() == rows
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="manifest.json"):
+        prepare("imdb", f"files:{data}", tmp_path / "stored")
+    prepare("imdb", f"files:{data}", tmp_path / "stored", force=True)
+    assert read() == rows
+
+
+@pytest.mark.parametrize(
+    "name", ["train.progress.json", "train.part-00000", "train.part-00000.npy"]
+)
+def test_a_stopped_run_whose_files_are_damaged_begins_anew(
+    tmp_path, monkeypatch, capsys, name
+) -> None:
+    data = write(tmp_path / "files", "imdb", reviews(60))
+    prepare("imdb", f"files:{data}", tmp_path / "whole", shard_bytes=2_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(writing._Writer, "_finish_split", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare("imdb", f"files:{data}", tmp_path / "stored", shard_bytes=2_000)
+    [file] = (tmp_path / "stored").rglob(name)
+    damaged = bytearray(file.read_bytes())
+    damaged[-20] ^= 1
+    file.write_bytes(damaged)
+    prepare("imdb", f"files:{data}", tmp_path / "stored", shard_bytes=2_000)
+    assert name in capsys.readouterr().err
+    one, other = (
+        {p.name: p.read_bytes() for p in (tmp_path / x / "imdb" / "1.0.0").iterdir()}
+        for x in ("whole", "stored")
+    )
+    assert one == other
+
+
 def test_the_embedded_world_can_be_stored(tmp_path) -> None:
     prepare("super_glue/cb", "embedded", tmp_path)
     for split in sources.split_names("super_glue/cb", None):

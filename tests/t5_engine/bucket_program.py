@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from flipped_cli import errors
-from t5_engine import partitioning, trainer
+from t5_engine import trainer
 from t5_engine.run_settings import TrainConfig
 from tests.t5_engine.conftest import random_batch
 from tests.t5_engine.killed_program import CONFIG
@@ -32,14 +32,10 @@ def main(words: Sequence[str]) -> None:
         process_id=int(number),
     )
     config.join()
-    share = partitioning.host_share(partitioning.make_mesh(1), ROWS)
-    count = ROWS // share.count
 
     def batches(done: int) -> Iterator[dict[str, np.ndarray]]:
         for step in range(done, STEPS):
-            batch = random_batch(step, rows=ROWS)
-            mine = slice(share.index * count, (share.index + 1) * count)
-            yield share.rows({name: array[mine] for name, array in batch.items()})
+            yield random_batch(step, rows=ROWS)  # all of them: each process packs the whole batch
 
     trainer.train(config, CONFIG, batches)
 

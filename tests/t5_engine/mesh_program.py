@@ -3,7 +3,8 @@
     python -m tests.t5_engine.mesh_program FOLDER '{"layouts": [[devices, model, fsdp, microbatches], …], …}'
 
 Writes FOLDER/<devices>_<model>_<fsdp>_<microbatches>.npz with the losses and the final parameters, and prints what else
-is to be known as JSON. With "processes" in the request it is one of several processes.
+is to be known as JSON; likewise FOLDER/packed_….npz for the layouts in "packed". With "processes" in the request it is
+one of several processes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5_engine import axes, checkpoints, launch, optimizer, partitioning, processes
+from t5_engine import axes, checkpoints, ladder, launch, optimizer, partitioning, processes
 from t5_engine.config import T5Config
 from t5_engine.scorer import Scorer
 from t5_engine.step import TrainState, compiled_step, make_state, make_step, state_shardings
@@ -35,6 +36,8 @@ CONFIG = T5Config(
 )
 TRANSFORM = optimizer.make("adafactor", 1e-2)
 ROWS, STEPS = 15, 3
+# Of packed batches: any mesh and number of microbatches here divides the rows.
+LENGTHS, PACKED_ROWS = {"inputs": 16, "targets": 12}, 48
 PAIRS = [([3, 4, 5 + i % 2], [6 + i, 1]) for i in range(6)]
 
 
@@ -51,20 +54,31 @@ def shardings_of(layout: axes.Layout) -> TrainState:
     return state_shardings(jax.eval_shape(fresh), CONFIG, layout)
 
 
-def train(layout: axes.Layout, microbatches: int) -> tuple[list[float], float, TrainState]:
+def put(batch: Any, layout: axes.Layout, microbatches: int, packed: bool) -> dict[str, jax.Array]:
+    """The batch on the devices, as the trainer puts it there."""
+    if packed:
+        multiple = layout.mesh.shape[axes.DATA] * microbatches
+        found = ladder.fit([batch], multiple, lambda *_: 1.0, LENGTHS, (PACKED_ROWS,))
+        return partitioning.put_whole_batch(found.pack(batch), layout.mesh)
+    share = partitioning.host_share(layout.mesh, ROWS)
+    count = ROWS // share.count
+    first = share.index * count
+    mine = share.rows({name: array[first : first + count] for name, array in batch.items()})
+    return partitioning.put_batch(mine, layout.mesh, microbatches)
+
+
+def train(
+    layout: axes.Layout, microbatches: int, packed: bool = False
+) -> tuple[list[float], float, TrainState]:
     """(losses, examples of the last step, final state)."""
     shardings = shardings_of(layout)
     state = jax.jit(fresh, out_shardings=shardings)()
     step = make_step(CONFIG, TRANSFORM, layout, lambda_unlikelihood=2.0, microbatches=microbatches)
     compiled = compiled_step(step, shardings)
-    share = partitioning.host_share(layout.mesh, ROWS)
-    per_share = ROWS // share.count
     losses = []
     for number in range(STEPS):
         batch = random_batch(number, rows=ROWS, wrong=True)
-        first = share.index * per_share
-        mine = share.rows({k: v[first : first + per_share] for k, v in batch.items()})
-        state, metrics = compiled(state, partitioning.put_batch(mine, layout.mesh, microbatches))
+        state, metrics = compiled(state, put(batch, layout, microbatches, packed))
         losses.append(float(metrics["loss"]))
     return losses, float(metrics["examples"]), state
 
@@ -131,11 +145,14 @@ def main(folder: pathlib.Path, request: dict[str, Any]) -> None:
         port, count, index = request["processes"]
         launch.start(f"127.0.0.1:{port}", count, index, timeout=120)
     told: dict[str, Any] = {"devices": jax.device_count(), "examples": []}
-    for devices, model, fsdp, microbatches in request["layouts"]:
+    runs = [(True, *one) for one in request.get("packed", ())]
+    for packed, devices, model, fsdp, microbatches in runs + [
+        (False, *one) for one in request["layouts"]
+    ]:
         layout = layout_of(devices, model, fsdp)
-        losses, examples, state = train(layout, microbatches)
+        losses, examples, state = train(layout, microbatches, packed)
         told["examples"].append(examples)
-        name = f"{devices}_{model}_{int(fsdp)}_{microbatches}.npz"
+        name = f"{'packed_' * packed}{devices}_{model}_{int(fsdp)}_{microbatches}.npz"
         leaves = gather(state, layout)
         if jax.process_index() == 0:
             np.savez(folder / name, losses, *leaves)

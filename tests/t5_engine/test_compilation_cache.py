@@ -64,3 +64,13 @@ def test_a_bucket_leaves_no_local_folder_to_xla(
     variables["JAX_COMPILATION_CACHE_DIR"] = "gs://absent/xla"
     with pytest.raises(UserError, match="COMPILATION_CACHE_DIR: there is no bucket gs://absent"):
         compilation_cache.enable(None)
+
+
+def test_the_variable_alone_leaves_no_local_folder_to_xla_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For the commands that have no macro; `errors.begin` calls it in all."""
+    for folder, expected in (("gs://bucket/xla", "none"), ("xla", None)):
+        monkeypatch.setattr(os, "environ", {"JAX_COMPILATION_CACHE_DIR": folder})
+        compilation_cache.keep_from_xla()
+        assert os.environ.get("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES") == expected

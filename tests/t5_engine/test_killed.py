@@ -54,7 +54,7 @@ def wait_for(folder, reads, process):
 def kill_somewhere(folder, reads, draw):
     """Starts the program and kills it some milliseconds after so many more batches; whether it was still running."""
     process = start(folder)
-    wait_for(folder, len(read_ids(folder)) + reads, process)
+    wait_for(folder, len(read_ids(folder)) + killed_program.SAMPLE + reads, process)
     time.sleep(draw.random() * 0.2)
     process.kill()
     process.communicate()
@@ -68,8 +68,8 @@ def assert_as_undisturbed(folder, undisturbed):
 
 def test_killed_twice_and_started_again(undisturbed, tmp_path):
     draw = random.Random(0)
-    assert kill_somewhere(tmp_path, 14, draw)
-    assert kill_somewhere(tmp_path, 10, draw)
+    assert kill_somewhere(tmp_path, 5, draw)
+    assert kill_somewhere(tmp_path, 7, draw)
     process = start(tmp_path, 0)
     assert process.wait() == 0
     assert_as_undisturbed(tmp_path, undisturbed)
@@ -101,13 +101,13 @@ def test_killed_a_hundred_times(tmp_path):
 @pytest.mark.parametrize("name, code", [("SIGTERM", 0), ("SIGINT", 130), ("SIGHUP", 129)])
 def test_a_signal_saves_and_says_so(undisturbed, tmp_path, name, code):
     process = start(tmp_path)
-    wait_for(tmp_path, 8, process)
+    wait_for(tmp_path, killed_program.SAMPLE + 4, process)
     process.send_signal(signal.Signals[name])
     asked = time.monotonic()
     _, told = process.communicate()
     assert process.returncode == code and time.monotonic() - asked < 20
     step = checkpoints.Checkpoints(tmp_path).newest
-    assert step is not None and 7 <= step < killed_program.STEPS
+    assert step is not None and killed_program.SAMPLE + 3 <= step < killed_program.STEPS
     cause = "Ctrl-C" if name == "SIGINT" else name
     assert f"stopped by {cause}; step {step} of {killed_program.STEPS} is saved in" in told
     assert "Traceback" not in told
@@ -119,7 +119,7 @@ def test_a_signal_saves_and_says_so(undisturbed, tmp_path, name, code):
 
 def test_a_second_signal_ends_at_once_and_says_what_is_kept(tmp_path):
     process = start(tmp_path, pause=2.0)  # in the batch's pause
-    wait_for(tmp_path, 4, process)
+    wait_for(tmp_path, killed_program.SAMPLE + 1, process)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     time.sleep(0.2)
@@ -129,7 +129,7 @@ def test_a_second_signal_ends_at_once_and_says_what_is_kept(tmp_path):
     assert process.returncode == 130 and time.monotonic() - asked < 20
     last = told.splitlines()[-1]
     assert last.startswith("interrupted (Ctrl-C): ") and "Traceback" not in told
-    assert re.search(r"checkpoints/3 is complete and kept$|no checkpoint is complete in ", last)
+    assert re.search(r"checkpoints/1[25] is complete and kept$|no checkpoint is complete in ", last)
 
 
 def test_a_disk_that_takes_no_more_is_one_line_and_the_run_resumes(undisturbed, tmp_path):

@@ -82,15 +82,16 @@ def in_processes(folder, count, devices_each, layout, **more):
     return [answer(process) for process in started]
 
 
-def load(folder, layout):
+def load(folder, layout, packed=False):
     devices, model, fsdp, microbatches = layout
-    with np.load(folder / f"{devices}_{model}_{int(fsdp)}_{microbatches}.npz") as arrays:
+    name = f"{'packed_' * packed}{devices}_{model}_{int(fsdp)}_{microbatches}.npz"
+    with np.load(folder / name) as arrays:
         losses, *leaves = (arrays[name] for name in arrays.files)
     return losses, leaves
 
 
-def assert_like_one_device(folder, layout, one):
-    losses, leaves = load(folder, layout)
+def assert_like_one_device(folder, layout, one, packed=False):
+    losses, leaves = load(folder, layout, packed)
     np.testing.assert_allclose(losses, one[0], atol=TOLERANCE)
     for ours, theirs in zip(leaves, one[1], strict=True):
         np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
@@ -102,6 +103,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mesh")
     request = {
         "layouts": [ONE, (8, 2, True, 1)],
+        "packed": [(8, 2, True, 2)],
         "restore_on": [(1, 1, False), (2, 1, False), (4, 4, True)],
         "score": True,
     }
@@ -110,9 +112,10 @@ def trained(tmp_path_factory):
 
 def test_eight_devices_equal_one(trained):
     folder, told = trained
-    assert told["devices"] == 8 and told["examples"] == [15, 15]
+    assert told["devices"] == 8 and told["examples"] == [15, 15, 15]
     assert told["shard"] == [2, 32, 68]  # [L, D / data, F / model]
     assert_like_one_device(folder, (8, 2, True, 1), load(folder, ONE))
+    assert_like_one_device(folder, (8, 2, True, 2), load(folder, ONE), packed=True)
     np.testing.assert_allclose(told["scores"], told["scores_of_one"], atol=1e-4)
 
 
@@ -122,19 +125,23 @@ def test_a_checkpoint_gives_the_same_numbers_on_any_mesh(trained):
 
 def test_two_processes_equal_one(trained, tmp_path):
     """Each brings its own rows; FSDP spans both. Damage that one of them finds is known to both."""
-    told, other = in_processes(tmp_path / "two", 2, 2, (4, 2, True, 1), damage=True)
+    layout = (4, 2, True, 1)
+    told, other = in_processes(tmp_path / "two", 2, 2, layout, damage=True, packed=[layout])
     assert told["damage"] is None and "expected CRC-32" in other["damage"]
     for one in (told, other):
         assert (one["resumable"], one["loaded"]) == (2, "2")
-    assert told["devices"] == 4 and told["examples"] == [15]
-    assert_like_one_device(tmp_path / "two", (4, 2, True, 1), load(trained[0], ONE))
+    assert told["devices"] == 4 and told["examples"] == [15, 15]
+    for packed in (False, True):
+        assert_like_one_device(tmp_path / "two", layout, load(trained[0], ONE), packed)
 
 
 @pytest.mark.slow
 def test_every_layout_equals_one_device(trained, tmp_path):
-    answer(start(tmp_path, {"layouts": ALL}, 8))
+    answer(start(tmp_path, {"layouts": ALL, "packed": [ONE, *ALL]}, 8))
     for layout in ALL:
         assert_like_one_device(tmp_path, layout, load(trained[0], ONE))
+    for layout in [ONE, *ALL]:
+        assert_like_one_device(tmp_path, layout, load(trained[0], ONE), packed=True)
 
 
 @pytest.mark.slow
@@ -144,8 +151,9 @@ def test_every_layout_equals_one_device(trained, tmp_path):
     ids=["4 processes", "4, a copy of the weights on two of them", "2 with one copy"],
 )
 def test_several_processes_equal_one(trained, tmp_path, count, devices_each, layout):
-    in_processes(tmp_path / "several", count, devices_each, layout)
-    assert_like_one_device(tmp_path / "several", layout, load(trained[0], ONE))
+    in_processes(tmp_path / "several", count, devices_each, layout, packed=[layout])
+    for packed in (False, True):
+        assert_like_one_device(tmp_path / "several", layout, load(trained[0], ONE), packed)
 
 
 def test_a_batch_of_240_is_padded_with_weight_zero(make_batch):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from flipped_cli.plan import config_of
 from t5_engine import config, planning, speed, topologies
 from t5_engine.model import abstract_params
 from t5_engine.planning import StepConfig
@@ -155,3 +157,25 @@ def test_the_first_proposal_that_fits() -> None:
     found = planning.first_fit(planning.proposals(StepConfig(MODEL), 8, 8), stats)
     assert found is not None and found[0] == compiled[-1] and found[0].microbatches == 1
     assert planning.first_fit(iter([StepConfig(MODEL)]), stats) is None
+
+
+@pytest.mark.parametrize("method, rows", [("direct", (52, 60)), ("flipped", (88, 104))])
+def test_packed_rows_follow_from_the_lengths(method: str, rows: tuple[int, int]) -> None:
+    """Of the mixtures' lengths at 512/128: about a quarter of the padded batch's rows, for FLIPPED of its 480."""
+    step = config_of("xl", method, True, batch_size=240, inputs=512, targets=128)
+    assert step.lengths is not None and len(step.lengths) == 480
+    for data in (1, 4):
+        found = planning.shape(step, data)
+        assert rows[0] <= found.rows <= rows[1] and found.rows % data == 0
+        assert found.inputs == 512
+    padded = dataclasses.replace(step, lengths=None)
+    assert planning.shape(padded, 64) == (256, 512, 128)
+    assert planning.mean_lengths(step)[0] < 120 and planning.mean_lengths(padded) == (512, 128)
+
+
+def test_packed_steps_are_planned() -> None:
+    lengths = tuple((8 + n % 9, 2 + n % 5) for n in range(30))
+    step = StepConfig(MODEL, batch_size=12, inputs=32, targets=16)
+    padded = planning.train_step(step, _machine())
+    packed = planning.train_step(dataclasses.replace(step, lengths=lengths), _machine())
+    assert packed.flops < 0.6 * padded.flops

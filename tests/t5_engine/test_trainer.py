@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from flipped_core.errors import UserError
-from t5_engine import checkpoints, huggingface_folder, t5x_format, trainer
+from t5_engine import checkpoints, huggingface_folder, processes, t5x_format, trainer
 from t5_engine.reporting import TIMES, Reporter
 from t5_engine.run_settings import TrainConfig
 from tests.t5_engine.stored import InMemory
@@ -35,7 +35,15 @@ def run(tmp_path):
         optimizer="adafactor",
         checkpoint_period=2,
         log_period=1,
+        pack=False,
     )
+
+
+@pytest.fixture
+def packed(run):
+    """In rows of one shape, to compile once."""
+    lengths = {"inputs": 16, "targets": 8}
+    return dataclasses.replace(run, pack=True, pack_lengths=lengths, pack_rows=(8,))
 
 
 @pytest.fixture
@@ -58,7 +66,11 @@ def rows_of(run):
         return [json.loads(line) for line in file]
 
 
-def test_resumed_run_equals_uninterrupted_run_bit_for_bit(run, dropping, batches, tmp_path):
+@pytest.mark.parametrize("form", ["run", "packed"])
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(
+    form, dropping, batches, tmp_path, request
+):
+    run = request.getfixturevalue(form)
     whole = trainer.train(run, dropping, batches)
     parted = dataclasses.replace(run, model_dir=str(tmp_path / "parted"))
     trainer.train(dataclasses.replace(parted, steps=2), dropping, batches)
@@ -74,6 +86,34 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(run, dropping, batches
     assert_same(trainer.train(parted, dropping, batches), resumed)
 
 
+def test_a_padded_run_resumes_packed(run, packed, config, batches, tmp_path):
+    """Up to rounding it ends as it would have."""
+    run = dataclasses.replace(run, log_period=2)
+    whole = trainer.train(run, config, batches)
+    parted = dataclasses.replace(run, model_dir=str(tmp_path / "parted"))
+    trainer.train(dataclasses.replace(parted, steps=2), config, batches)
+    resumed = trainer.train(
+        dataclasses.replace(packed, model_dir=parted.model_dir, log_period=2), config, batches
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), resumed.params, whole.params
+    )
+    for row, expected in zip(rows_of(parted), rows_of(run), strict=True):
+        for name in expected.keys() - set(TIMES) - {"padding_share"}:
+            assert row[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
+def test_rows_that_a_later_batch_overflows_end_the_run_in_one_line(packed, config, make_batch):
+    def growing(start):
+        for step in range(start, 40):
+            yield make_batch(step, rows=4 if step < 17 else 40, wrong=True)
+
+    packed = dataclasses.replace(packed, steps=40)
+    with pytest.raises(UserError, match="PACK_ROWS: expected at least the .* rows .*, got 8 at"):
+        trainer.train(packed, config, growing)
+    assert checkpoints.load(packed.model_dir)[2] == 16
+
+
 def test_rows_after_the_checkpoint_are_written_once(run, dropping, batches):
     """A run that died after its last checkpoint left rows that the resumed run writes again."""
     trainer.train(dataclasses.replace(run, steps=2), dropping, batches)
@@ -82,6 +122,13 @@ def test_rows_after_the_checkpoint_are_written_once(run, dropping, batches):
     trainer.train(run, dropping, batches)
     assert [row["step"] for row in rows_of(run)] == [1, 2, 3, 4]
     assert max(row["loss"] for row in rows_of(run)) < 99
+
+
+def test_a_folder_that_the_caller_holds_is_not_held_again(run, config, batches, monkeypatch):
+    """Of several processes only the first has the lock; one that asked again would wait for the others forever."""
+    monkeypatch.setattr(processes, "hold", lambda *_: pytest.fail("held again"))
+    once = dataclasses.replace(run, steps=1)
+    assert int(trainer.train(once, config, batches, hold=processes.Hold(None)).step) == 1
 
 
 def test_training_lowers_the_loss(run, config, make_batch):
@@ -197,7 +244,8 @@ def test_the_host_never_waits_for_the_newest_step(run, config, batches, monkeypa
         def start(state, batch):
             events.append(("start", sum(e[0] == "start" for e in events)))
             metrics = dict.fromkeys(("loss", "loss_lm", "loss_ul", "accuracy", "grad_norm"), 1.0)
-            return state, {**metrics, "tokens": 4.0, "input_tokens": 4.0, "examples": 1.0}
+            tokens = {"tokens": 4.0, "input_tokens": 4.0, "useful_tokens": 8.0}
+            return state, {**metrics, **tokens, "examples": 1.0}
 
         return start
 
@@ -218,7 +266,8 @@ def test_the_host_never_waits_for_the_newest_step(run, config, batches, monkeypa
     assert all(reads[n] < starts[n + 2] for n in range(4))
 
 
-METRICS = {"loss": 2.0, "loss_ul": 0.0, "accuracy": 0.5, "tokens": 30.0, "input_tokens": 50.0}
+METRICS = {"loss": 2.0, "loss_ul": 0.0, "accuracy": 0.5}
+METRICS |= {"tokens": 30.0, "input_tokens": 50.0, "useful_tokens": 80.0}
 
 
 def reporter(folder, **settings):
@@ -256,11 +305,12 @@ def test_a_row_over_an_interruption_is_that_of_the_whole(tmp_path):
                 unreported = json.loads(json.dumps(report.unreported))
                 report.close()
                 report = reporter(tmp_path / name, first_step=2, unreported=unreported)
-            step_of(report, step)
+            step_of(report, step, examples_by_dataset={"imdb": step, f"odd{step % 2}": 1})
         report.close()
     whole, parted = (
         json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("whole", "parted")
     )
+    assert whole["examples_by_dataset"] == {"imdb": 10, "odd0": 2, "odd1": 2}
     assert {k: v for k, v in whole.items() if k not in TIMES} == {
         k: v for k, v in parted.items() if k not in TIMES
     }
