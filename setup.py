@@ -56,6 +56,7 @@ setup(
         "etils[epath]>=1.10",
         "flax>=0.12",
         "gin-config>=0.5",
+        "google-crc32c>=1.5",
         "jax>=0.10.2",
         "jinja2>=3.1",
         "markupsafe>=2.1",

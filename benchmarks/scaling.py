@@ -69,8 +69,8 @@ def chips(topology: str) -> int:
 def compiled(configuration: dict[str, Any]) -> dict[str, Any]:
     """The plan of a configuration, or what the command said instead."""
     words = [sys.executable, "-m", "flipped_cli.main", "plan", "--json", "--only", "train"]
-    words += ["--no-fit", "--no-pack", "--dtype", "bfloat16"]
-    words += ["--fsdp" if configuration["fsdp"] else "--no-fsdp"]
+    words += ["--no_fit", "--no_pack", "--dtype", "bfloat16"]
+    words += ["--fsdp" if configuration["fsdp"] else "--no_fsdp"]
     words += ["--quick"] if configuration["quick"] else []
     for name in ("method", "topology", "model_parallelism", "remat", "microbatches"):
         words += [f"--{name}", str(configuration[name])]

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from flipped_cli.runs import METHODS
 from flipped_core.errors import UserError, unknown
-from flipped_core.paths import check_bucket, is_hub, to_path
+from flipped_core.paths import check_bucket, is_hub, to_local_path, to_path
 from flipped_core.settings import declared
 
 if TYPE_CHECKING:
     from flipped_tasks.datasets import DatasetSpec
 
+_LOCAL = ("task_modules",)
 # The texts that the demo's checkpoint is pre-trained on; they are of no method.
 WORLD_TEXTS = ("world_text", "world_text_with_lists")
 
@@ -25,11 +26,13 @@ def check_paths(run: Any, written: Collection[str] = ()) -> None:
       written: the fields of paths that are written; the others are read.
     """
     for name, one in declared(type(run)).items():
-        if not one.setting.path or name == "task_modules":
+        if not one.setting.path:
             continue
         value = getattr(run, name)
         for path in (value,) if isinstance(value, str) else value or ():
-            if not is_hub(path):
+            if name in _LOCAL:
+                to_local_path(path, one.label)
+            elif not is_hub(path):
                 check_bucket(path, one.label, write=name in written)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,9 +11,11 @@ import click
 from etils import epath
 
 from flipped_cli import offline, provenance
+from flipped_cli.path_options import READ, WRITTEN
 from flipped_core import files, hub
 from flipped_core.errors import UserError
 from flipped_core.paths import to_path
+from flipped_core.sealed import read_json_file
 from flipped_eval import recipes
 from flipped_eval.recipes import VOCABULARY
 
@@ -45,13 +46,17 @@ def ckpt() -> None:
 
 
 @ckpt.command()
-@click.argument("out")
+@click.argument("out", type=WRITTEN)
 @click.option("--model", required=True, help="small, base, large, xl, xxl, or tiny.")
-@click.option("--vocab", required=True, help="The SentencePiece model.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--vocab", type=READ, required=True, help="The SentencePiece model.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the draw.")
 @offline.option
 def init(out: str, model: str, vocab: str, seed: int) -> None:
-    """Draw the parameters of a model at random, as T5X initialises them, and write them to OUT."""
+    """Draw the parameters of a model at random, as T5X initialises them, and write them to OUT.
+
+    \b
+    flipped ckpt init runs/tiny --model tiny --vocab sentencepiece.model
+    """
     from flipped_tasks.tokens import Vocabulary
     from t5_engine import config, exchange, manifest
 
@@ -71,14 +76,19 @@ def init(out: str, model: str, vocab: str, seed: int) -> None:
 
 
 @ckpt.command("import")
-@click.argument("source")
-@click.argument("out")
+@click.argument("source", type=READ)
+@click.argument("out", type=WRITTEN)
 @click.option("--from", "kind", required=True, help="hf or t5x.")
-@click.option("--model", help="The size that it must be of.")
-@click.option("--vocab", help="The SentencePiece model; the folder's own where it has one.")
+@click.option("--model", help="The size that it must be of [default: any].")
+@click.option("--vocab", type=READ, help="The SentencePiece model [default: the folder's own].")
 @offline.option
 def import_(source: str, out: str, kind: str, model: str | None, vocab: str | None) -> None:
-    """Read a Hugging Face folder or a T5X checkpoint and write a checkpoint of ours to OUT."""
+    """Read a Hugging Face folder or a T5X checkpoint and write a checkpoint of ours to OUT.
+
+    \b
+    flipped ckpt import hf://google/t5-v1_1-small runs/small --from hf
+    flipped ckpt import t5x/checkpoint_1000 runs/xl --from t5x --model xl
+    """
     _refuse_other_kind(kind)
     source = hub.pin(source)
     from t5_engine import checkpoints, config, exchange, huggingface_folder, manifest
@@ -103,18 +113,25 @@ def import_(source: str, out: str, kind: str, model: str | None, vocab: str | No
 
 
 @ckpt.command("export")
-@click.argument("checkpoint")
-@click.argument("out")
+@click.argument("checkpoint", type=READ)
+@click.argument("out", type=WRITTEN)
 @click.option("--to", "kind", required=True, help="hf or t5x.")
-@click.option("--vocab", help="The SentencePiece model; the checkpoint's own where it has one.")
-@click.option("--dtype", help="hf: float32 (the default) or bfloat16.")
-@click.option("--results", help="hf: an evaluation of this checkpoint, for the model card.")
-@click.option("--name", help="hf: the title of the model card; OUT's name by default.")
-@click.option("--layout", help="t5x: native (the default) or orbax.")
+@click.option("--vocab", type=READ, help="The SentencePiece model [default: the checkpoint's].")
+@click.option("--dtype", help="hf: float32 or bfloat16 [default: float32].")
+@click.option(
+    "--results", type=READ, help="hf: an evaluation of this checkpoint, for the model card."
+)
+@click.option("--name", help="hf: the title of the model card [default: OUT's name].")
+@click.option("--layout", help="t5x: native or orbax [default: native].")
 @click.option("--scanned", is_flag=True, help="t5x: the layers in one array; parameters only.")
 @offline.option
 def export(checkpoint: str, out: str, kind: str, **settings: Any) -> None:
-    """Write CHECKPOINT to OUT as a Hugging Face folder with a model card, or as a T5X checkpoint."""
+    """Write CHECKPOINT to OUT as a Hugging Face folder with a model card, or as a T5X checkpoint.
+
+    \b
+    flipped ckpt export runs/flipped flipped_hf --to hf
+    flipped ckpt export runs/flipped flipped_t5x --to t5x --layout orbax
+    """
     allowed = {
         "hf": ("vocab", "dtype", "results", "name"),
         "t5x": ("layout", "scanned"),
@@ -149,10 +166,14 @@ def export(checkpoint: str, out: str, kind: str, **settings: Any) -> None:
 
 
 @ckpt.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=READ)
 @offline.option
 def info(checkpoint: str) -> None:
-    """Print a checkpoint's layout, step, size, configuration and where it comes from."""
+    """Print a checkpoint's layout, step, size, configuration and where it comes from.
+
+    \b
+    flipped ckpt info runs/flipped
+    """
     from t5_engine import exchange
 
     checkpoint = hub.pin(checkpoint)
@@ -173,19 +194,24 @@ def info(checkpoint: str) -> None:
     for name in BESIDE:
         file = _beside(checkpoint, name)
         if file is not None and name.endswith(".json"):
-            click.echo(f"{name}: {json.dumps(_read(file), ensure_ascii=False, sort_keys=True)}")
+            click.echo(
+                f"{name}: {json.dumps(read_json_file(file), ensure_ascii=False, sort_keys=True)}"
+            )
         elif file is not None:
             click.echo(f"{name}: {file.stat().length:,} bytes")
 
 
 @ckpt.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=READ)
 @offline.option
 def verify(checkpoint: str) -> None:
     """Check a checkpoint: the checksums that stand beside it, and that all arrays are whole and finite.
 
     Every parameter is read (and, of ours, the optimizer's state); it must be finite and of the shape that the
     model's configuration gives.
+
+    \b
+    flipped ckpt verify runs/flipped
     """
     from t5_engine import checksums, exchange, manifest, verification
     from t5_engine.weights import OwnWeights
@@ -213,11 +239,15 @@ def verify(checkpoint: str) -> None:
 
 
 @ckpt.command()
-@click.argument("checkpoint")
-@click.argument("out")
+@click.argument("checkpoint", type=READ)
+@click.argument("out", type=WRITTEN)
 @offline.option
 def cp(checkpoint: str, out: str) -> None:
-    """Copy a checkpoint with what tells where it comes from to OUT: of a run its newest, or one of Hugging Face's."""
+    """Copy a checkpoint with what tells where it comes from to OUT: of a run its newest, or one of Hugging Face's.
+
+    \b
+    flipped ckpt cp runs/flipped/checkpoints/5000 best
+    """
     from t5_engine import checkpoints, exchange, manifest
     from t5_engine.checkpoint_metadata import read_metadata
 
@@ -239,7 +269,7 @@ def cp(checkpoint: str, out: str) -> None:
         if not (folder / VOCABULARY).exists():
             vocab_path = recipes.find(checkpoint, str(source), metadata.config).vocab_path
             if vocab_path is not None:  # of a run that names it by its path
-                manifest.copy(pathlib.Path(vocab_path), folder / VOCABULARY)
+                manifest.copy(vocab_path, folder / VOCABULARY)
     click.echo(f"{out}: step {step}")
 
 
@@ -285,7 +315,7 @@ def _export_hf(
         settings["name"] or name,
         weights,
         recipe,
-        {} if origin is None else _read(origin),
+        {} if origin is None else read_json_file(origin),
         results,
         _size_name(weights.config),
     )
@@ -360,27 +390,14 @@ def _write_origin(folder: pathlib.Path, command: str, **facts: Any) -> None:
     (folder / ORIGIN).write_text(text + "\n", encoding="utf-8")
 
 
-def _read(file: epath.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: expected a JSON object: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
 def _count(config: T5Config) -> int:
-    from t5_engine.weights import leaves
+    from t5_engine.weights import count_parameters
 
-    return sum(math.prod(leaf.shape) for leaf in leaves(config).values())
+    return count_parameters(config)
 
 
 def _size_name(config: T5Config) -> str:
     """The name of the public size that the model is of, or "none of the public sizes"."""
-    from t5_engine.config import SIZES, STRUCTURE_FIELDS
+    from t5_engine.config import size_name
 
-    for name, known in SIZES.items():
-        if all(getattr(known, field) == getattr(config, field) for field in STRUCTURE_FIELDS):
-            return name
-    return "none of the public sizes"
+    return size_name(config) or "none of the public sizes"

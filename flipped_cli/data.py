@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flipped_cli import offline as network
+from flipped_cli.path_options import READ, WRITTEN
 from flipped_cli.quiet import import_tensorflow
 from flipped_core import interrupts, locks
 from flipped_core.errors import UserError, unknown
-from flipped_core.paths import check_bucket, to_path
+from flipped_core.paths import to_local_path, to_path
 
 if TYPE_CHECKING:
     from flipped_tasks.datasets import DatasetSpec
@@ -23,13 +24,18 @@ if TYPE_CHECKING:
 MANY_DROPPED = 0.05  # a larger share of dropped rows is worth a warning
 DEFAULT_DIR = "data"
 
-_data_dir = click.option(
-    "--data_dir",
-    default=DEFAULT_DIR,
-    envvar="FLIPPED_DATA_DIR",
-    show_default=True,
-    help="The folder of all datasets, local or gs://.",
-)
+
+def _data_dir(kind: click.ParamType) -> Any:
+    return click.option(
+        "--data_dir",
+        type=kind,
+        default=DEFAULT_DIR,
+        envvar="FLIPPED_DATA_DIR",
+        show_default=True,
+        help="The folder of all datasets, local or gs://.",
+    )
+
+
 _offline = click.option("--offline", is_flag=True, help="Open no network connection.")
 
 
@@ -43,8 +49,8 @@ def data() -> None:
 @click.option(
     "--from", "source", required=True, help="hub, files:DIR or embedded.", metavar="SOURCE"
 )
-@_data_dir
-@click.option("--revision", help="A commit of the hub, instead of the newest Parquet conversion.")
+@_data_dir(WRITTEN)
+@click.option("--revision", help="A commit of the hub [default: the newest Parquet conversion].")
 @click.option("--force", is_flag=True, help="Replace what was prepared from another source.")
 @_offline
 def prepare_datasets(
@@ -59,8 +65,14 @@ def prepare_datasets(
 
     DATASET is a name such as super_glue/rte, or training, nlp14 or bigbench14 for all of these. A run
     that was stopped goes on where it stopped; what is stored already is left as it is.
+
+    \b
+    flipped data prepare nlp14 --from hub --data_dir data
+    flipped data prepare super_glue/rte --from files:rows --data_dir data
     """
-    check_bucket(to_path(data_dir, "data_dir"), "data_dir", write=True)
+    kind, _, folder = source.partition(":")
+    if kind == "files":  # refused before anything slow
+        to_local_path(folder, "--from")
     if offline:
         network.go_offline()
     from flipped_tasks.datasets import get_dataset
@@ -175,12 +187,15 @@ def _expand(names: Sequence[str]) -> list[str]:
 
 
 @data.command("list")
-@_data_dir
+@_data_dir(READ)
 @click.option("--json", "as_json", is_flag=True, help="One manifest a line instead of a table.")
 @_offline
 def list_datasets(data_dir: str, as_json: bool, offline: bool) -> None:
-    """List what is stored in the data folder: version, source, examples of each split."""
-    check_bucket(to_path(data_dir, "data_dir"), "data_dir", write=False)
+    """List what is stored in the data folder: version, source, examples of each split.
+
+    \b
+    flipped data list --data_dir data
+    """
     if offline:
         network.go_offline()
     import_tensorflow()
@@ -243,7 +258,7 @@ def _stored(data_dir: str) -> Iterator[Prepared]:
 
 @data.command("verify")
 @click.argument("datasets", nargs=-1, metavar="[DATASET…]")
-@_data_dir
+@_data_dir(READ)
 @_offline
 @click.pass_context
 def verify_datasets(
@@ -252,8 +267,10 @@ def verify_datasets(
     """Check the files of stored datasets against their manifests, and every row against the catalog.
 
     Without DATASET all that is stored is checked. The exit code is 1 where something is wrong.
+
+    \b
+    flipped data verify --data_dir data
     """
-    check_bucket(to_path(data_dir, "data_dir"), "data_dir", write=False)
     if offline:
         network.go_offline()
     import_tensorflow()

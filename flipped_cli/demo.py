@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import click
 
 import flipped_world
+from flipped_cli.path_options import LOCAL
 from flipped_cli.side_by_side import Command, run_commands
 from flipped_core import interrupts, locks
 from flipped_core.errors import UserError
@@ -32,7 +33,11 @@ SEEDS = 5
 
 @click.command()
 @click.option(
-    "--output", default="runs/demo", show_default=True, help="Folder of all that is made."
+    "--output",
+    type=LOCAL,
+    default="runs/demo",
+    show_default=True,
+    help="Folder of all that is made.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of order of the data and draws.")
 def demo(output: str, seed: int) -> None:
@@ -40,6 +45,9 @@ def demo(output: str, seed: int) -> None:
 
     All start from the pre-trained miniature that ships with this package. What is already there is used again:
     delete the folder to start anew.
+
+    \b
+    flipped demo --output runs/demo
     """
     folder = to_local_path(output, "--output")
     run_demo(folder, seed, folder / PRETRAINED, TRAININGS)
@@ -47,13 +55,21 @@ def demo(output: str, seed: int) -> None:
 
 @click.command()
 @click.option(
-    "--output", default="runs/study", show_default=True, help="Folder of all that is made."
+    "--output",
+    type=LOCAL,
+    default="runs/study",
+    show_default=True,
+    help="Folder of all that is made.",
 )
 @click.option(
     "--seeds", default=SEEDS, show_default=True, help="How many runs, with seeds 0, 1, …."
 )
 def study(output: str, seeds: int) -> None:
-    """Run the demo, and CHANNEL, with several seeds; print mean and spread over them."""
+    """Run the demo, and CHANNEL, with several seeds; print mean and spread over them.
+
+    \b
+    flipped study --output runs/study --seeds 5
+    """
     from flipped_cli import study_table
 
     if seeds < 1:
@@ -152,6 +168,7 @@ def _report(
         folder,
         training_runs={label: folder / label for label in trainings},
         title="Flipped Learning in miniature",
+        compare=("direct", "flipped"),
         extra={
             "seed": seed,
             "seconds": round(seconds),

@@ -20,10 +20,10 @@ def evaluate(offline: bool, **given: Any) -> None:
 
     Prints first what will be scored and about how long it takes. A job that was stopped resumes where it
     stopped; other checkpoints, methods and suites may be added to the same folder. `flipped report DIR`
-    makes a page of the results. The exit code is 2 where a task could not be run.
+    makes a page of the results. The exit code is 2 where a task could not be run, with --plan where one cannot be.
 
     \b
-    flipped eval --checkpoint runs/a runs/b --suite nlp14 labels --methods direct flipped --output out
+    flipped eval --checkpoint runs/a runs/b --suite nlp14 labels --method direct flipped --output out
     """
     run = run_of(EvalRun, given)
     if offline:

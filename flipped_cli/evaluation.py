@@ -11,7 +11,7 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
@@ -42,18 +42,27 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
       What was written to `results.json`; {} with `plan_only`.
 
     Raises:
-      UserError: a setting that does not fit the checkpoints or the data.
+      UserError: a setting that does not fit the checkpoints or the data; with `plan_only` also where a task cannot be
+        run.
     """
-    check_paths(run, written=() if run.plan_only else ("output_dir",))
-    with _joined(run):
+    cache = "compilation_cache_dir"
+    written = (cache,) if run.plan_only else (cache, "output_dir")
+    with _joined(run, functools.partial(check_paths, run, written=written)):
         run = _pinned(run)
         trained = _recipes(run)
         check_data_dir(run.data_dir)
         _load_modules(run)
+        _check_suites(run, trained)
         from flipped_eval import jobs
 
         lines = [line for recipe in trained for line in recipe.lines()]
-        return jobs.evaluate(
+        failed: list[Mapping[str, Any]] = []
+
+        def show_plan(told: Told) -> None:
+            failed.extend(told.plan.failed)
+            _show_plan(lines, run.plan_only, told)
+
+        found = jobs.evaluate(
             _labelled(_runs(run, trained), run.label),
             run,
             run.output_dir,
@@ -61,16 +70,23 @@ def evaluate(run: EvalRun) -> dict[str, Any]:
             model_parallelism=run.model_parallelism,
             verify_checkpoints=run.verify_checkpoints,
             announce=_announce,
-            tell_plan=functools.partial(_show_plan, lines),
+            tell_plan=show_plan,
             plan_only=run.plan_only,
+            commit=provenance.git_commit(),
         )
+        if (
+            run.plan_only and failed
+        ):  # the same exit code as that of the job itself, and of `flipped data prepare`
+            tasks = dict.fromkeys(f"{one['suite']} {one['task']}" for one in failed)
+            raise UserError(f"tasks that cannot be run: {', '.join(tasks)}; the reasons are above")
+        return found
 
 
 @contextlib.contextmanager
-def _joined(run: EvalRun) -> Iterator[None]:
+def _joined(run: EvalRun, check: Callable[[], object]) -> Iterator[None]:
     """Joins the job's other processes, where it has several; a mistake in one of them then ends all."""
     before = signal.getsignal(signal.SIGTERM)
-    if not run.join():
+    if not run.join(check):
         from t5_engine import launch
 
         launch.check_devices()
@@ -103,6 +119,30 @@ def conclude(summary: Mapping[str, Any]) -> None:
         raise UserError(f"tasks that could not be run and are in no mean: {'; '.join(missing)}")
 
 
+def _check_suites(run: EvalRun, trained: Sequence[Recipe]) -> None:
+    """Refuses a suite that is not known where a module of the training, which was not named here, may register it.
+
+    The module is not loaded to see: reading a checkpoint runs no code.
+    """
+    from flipped_eval.planning import SUITES
+    from flipped_tasks.datasets import dataset_names
+
+    named = {os.path.basename(module) for module in run.task_modules}
+    modules = dict.fromkeys(
+        module
+        for recipe in trained
+        for module in recipe.run.get("task_modules") or ()
+        if os.path.basename(module) not in named
+    )
+    for suite in run.suites if modules else ():
+        known = dataset_names()
+        if suite not in SUITES and suite not in known and suite.partition(":")[0] not in known:
+            raise UserError(
+                f"unknown suite or dataset {suite!r}: the checkpoint was trained with a module that may register it; "
+                f"give --module {' '.join(modules)} (gin: TASK_MODULES)"
+            )
+
+
 def _load_modules(run: EvalRun) -> None:
     quiet.import_for_rows(run.data_dir)
     from mixtures import modules
@@ -114,8 +154,8 @@ def _load_modules(run: EvalRun) -> None:
 _HOW = {
     name: f"--gin.{one.setting.macro}=… (flipped eval: {option} …)"
     for name, option in (
-        ("method", "--methods"),
-        ("lengths", "--inputs … --targets"),
+        ("method", "--method"),
+        ("lengths", "--inputs_length … --targets_length"),
         ("input_eos", "--eos or --no_eos"),
         ("vocab_path", "--vocab"),
     )
@@ -222,12 +262,16 @@ def _announce(line: str) -> None:
     tqdm.tqdm.write(line)
 
 
-def _show_plan(lines: Sequence[str], told: Told) -> None:
-    """Prints how the checkpoints are asked (`lines`), what will be scored, and about how long it takes."""
+def _show_plan(lines: Sequence[str], plan_only: bool, told: Told) -> None:
+    """Prints how the checkpoints are asked (`lines`), what will be scored, and about how long it takes.
+
+    A small job has no table, unless it is only planned.
+    """
     from rich.table import Table
 
     from flipped_cli import tables
     from flipped_eval.planning import Size
+    from flipped_eval.scoring import SMALL_JOB
 
     for line in lines:
         _announce(line)
@@ -245,7 +289,8 @@ def _show_plan(lines: Sequence[str], told: Told) -> None:
         total.add(size)
     runs = len({group.model.label for group in told.plan.groups})
     table.add_row("all", f"{len(by_task)} tasks, {runs} runs", *_numbers(total), end_section=True)
-    tables.show(table)
+    if plan_only or told.waiting.choices > SMALL_JOB:
+        tables.show(table)
     for line in _not_run(told.plan.failed):
         _announce(f"not run: {line}")
     left = _numbers(told.waiting)

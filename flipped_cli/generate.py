@@ -20,8 +20,12 @@ from flipped_cli.questions import (
 @click.command()
 @shared_options
 @click.option("--output", help="With CHANNEL and FLIPPED: the label to generate from.")
-@click.option("--beams", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--max_tokens", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option(
+    "--beams", type=click.IntRange(min=1), default=1, show_default=True, help="Beams; 1 is greedy."
+)
+@click.option(
+    "--max_tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Of an answer."
+)
 def generate(
     checkpoint: str,
     method: str | None,

@@ -28,6 +28,7 @@ from gin import config_parser
 from flipped_cli import offline
 from flipped_core import settings
 from flipped_core.errors import UserError, nearest, unknown
+from flipped_core.paths import to_local_path
 from flipped_core.settings import Declared, declared, shown, table
 
 T = TypeVar("T")
@@ -350,6 +351,7 @@ def _used_macros() -> set[str]:
 
 
 def _parse_file(path: str) -> None:
+    to_local_path(path, "gin file")
     candidates = [pathlib.Path(path), PROJECT_DIR / path]
     if not any(candidate.is_file() for candidate in candidates):
         raise unknown("gin file", path, _shipped())

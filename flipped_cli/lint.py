@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flipped_cli.path_options import LOCAL, READ
 from flipped_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,13 +24,31 @@ _CUTS = ("direct inputs", "flipped inputs", "flipped targets", "channel targets"
 
 @click.command("lint")
 @click.argument("datasets", nargs=-1)
-@click.option("--data_dir", help="A folder of rows; without it, the embedded world.")
-@click.option("--vocab", help="A SentencePiece model, for the checks of token ids and lengths.")
-@click.option("--rows", "most", type=click.IntRange(min=1), default=400, show_default=True,
+@click.option("--data_dir", type=READ, help="A folder of rows [default: made-up rows].")
+@click.option(
+    "--vocab",
+    type=READ,
+    help="A SentencePiece model, for the checks of token ids and lengths [default: no such checks].",
+)
+@click.option("--max_examples", "most", type=click.IntRange(min=1), default=400, show_default=True,
               help="Look at so many rows of a dataset.")  # fmt: skip
-@click.option("--inputs_length", type=click.IntRange(min=2), default=512, show_default=True)
-@click.option("--targets_length", type=click.IntRange(min=2), default=128, show_default=True)
-@click.option("--module", "modules", multiple=True, help="A module of one's own datasets.")
+@click.option(
+    "--inputs_length",
+    type=click.IntRange(min=2),
+    default=512,
+    show_default=True,
+    help="Most tokens of an input.",
+)
+@click.option(
+    "--targets_length",
+    type=click.IntRange(min=2),
+    default=128,
+    show_default=True,
+    help="Most tokens of a target.",
+)
+@click.option(
+    "--module", "modules", type=LOCAL, multiple=True, help="A module of one's own datasets."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of a table.")
 @click.pass_context
 def lint(
@@ -48,6 +67,10 @@ def lint(
     Exit code 1 where something is wrong: the target is none of the choices, the prompt shows the
     answer, the label belongs to an option that is not shown, no instruction but punctuation, choices
     of the same ids, no usable row. Notes do not count. Without --vocab, ids and lengths go unchecked.
+
+    \b
+    flipped tasks lint --data_dir data --vocab sentencepiece.model imdb super_glue/rte
+    flipped tasks lint --module my_reviews.py
     """
     from flipped_cli import quiet
     from flipped_cli.checks import check_data_dir, find_dataset

@@ -60,11 +60,39 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
 
 
 # Commands whose work is more than what they print: it goes on, and decides the exit code, when nobody reads that.
-LASTING = ("ckpt", "data", "demo", "eval", "report", "study", "tasks lint", "tasks new")
+LASTING = (
+    "ckpt",
+    "data",
+    "demo",
+    "eval",
+    "report",
+    "study",
+    "tasks export",
+    "tasks lint",
+    "tasks new",
+)
 
 
 def _is_lasting(words: Sequence[str]) -> bool:
     return any(" ".join(words[: name.count(" ") + 1]) == name for name in LASTING)
+
+
+def _with_defaults(command: click.Command) -> click.Command:
+    """The command, with the default of each option in its help, once."""
+    if isinstance(command, click.Group):
+        for one in command.commands.values():
+            _with_defaults(one)
+    for option in command.params:
+        if not isinstance(option, click.Option) or option.required or option.is_flag:
+            continue
+        text = option.help or ""
+        if option.show_default or "[default: " in text:
+            continue
+        if option.default is None or not isinstance(option.default, int | float | str):
+            option.help = f"{text} [default: none]".strip()
+        else:
+            option.show_default = True
+    return command
 
 
 class LazyGroup(click.Group):
@@ -80,7 +108,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[cmd_name]
-        return getattr(importlib.import_module(module), attribute)
+        return _with_defaults(getattr(importlib.import_module(module), attribute))
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):

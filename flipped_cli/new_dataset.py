@@ -7,6 +7,7 @@ import re
 
 import click
 
+from flipped_cli.path_options import LOCAL
 from flipped_core.errors import UserError
 from flipped_core.paths import to_local_path
 
@@ -38,9 +39,15 @@ _ROWS = (
 
 @click.command("new")
 @click.argument("name")
-@click.option("--folder", default=".", show_default=True, help="Where the files are written.")
+@click.option(
+    "--folder", type=LOCAL, default=".", show_default=True, help="Where the files are written."
+)
 def new(name: str, folder: str) -> None:
-    """Write NAME.py and NAME/train.jsonl: a dataset of one's own that works at once."""
+    """Write NAME.py and NAME/train.jsonl: a dataset of one's own that works at once.
+
+    \b
+    flipped tasks new my_reviews
+    """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(
             f"dataset name: expected small letters, digits and _, such as my_reviews, got {name!r}"

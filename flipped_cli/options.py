@@ -64,7 +64,7 @@ def values_of(
         if one.setting.option is None or (only is not None and name not in only):
             continue
         if one.setting.keys:
-            labels[name] = " and ".join(f"--{key}" for key in one.setting.keys)
+            labels[name] = " and ".join(_key_options(one))
             texts[name] = _by_key(one, given, labels[name])
             continue
         labels[name] = f"--{one.setting.option}"
@@ -78,18 +78,13 @@ def values_of(
 def _options(one: Declared) -> list[Callable[..., Any]]:
     setting = one.setting
     name = f"--{setting.option}"
-    attributes: dict[str, Any] = {"help": setting.doc}
-    if one.default not in (None, False, (), {}) and not one.required:
-        default = one.default
-        words = " ".join(default) if isinstance(default, tuple) else default
-        attributes["help"] = f"{setting.doc} [default: {words}]"
+    attributes: dict[str, Any] = {"help": _help(one)}
     if setting.env:
         attributes["envvar"] = setting.env
     if setting.keys:
-        texts = {key: f"{setting.doc} ({key})" for key in setting.keys}
         return [
-            click.option(f"--{key}", f"{one.name}_{key}", metavar="NUMBER", help=text)
-            for key, text in texts.items()
+            click.option(option, f"{one.name}_{key}", metavar="NUMBER", help=attributes["help"])
+            for key, option in zip(setting.keys, _key_options(one), strict=True)
         ]
     if one.type is bool and one.default is False:
         return [click.option(name, one.name, is_flag=True, **attributes)]
@@ -102,6 +97,28 @@ def _options(one: Declared) -> list[Callable[..., Any]]:
             name, one.name, required=one.required, multiple=several, default=None, **attributes
         )
     ]
+
+
+def _help(one: Declared) -> str:
+    """The setting's line with its default; what None stands for, which the line ends with, is that default."""
+    doc = one.setting.doc
+    if one.required:
+        return doc
+    if one.default is None:
+        text, semicolon, meaning = doc.rpartition("; None")
+        if not semicolon:
+            return f"{doc} [default: none]"
+        return f"{text} [default: {meaning.lstrip(', ').rstrip('.')}]"
+    if one.default is False:
+        return doc
+    default = one.default
+    words = " ".join(default) if isinstance(default, tuple) else default
+    return f"{doc} [default: {'none' if words in ('', {}) else words}]"
+
+
+def _key_options(one: Declared) -> list[str]:
+    """An option for each key of a mapping, such as --inputs_length."""
+    return [f"--{key}_{one.setting.option}" for key in one.setting.keys or ()]
 
 
 def _metavar(one: Declared) -> str:

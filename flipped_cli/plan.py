@@ -40,15 +40,29 @@ UNKNOWN_ON_GPU = (
     help="Such as v5p-64, v5e:4x4*2 (two slices) or h100:8*2 (two nodes).",
 )
 @click.option("--model_parallelism", type=int, help="Devices that share one copy of the weights.")
-@click.option("--fsdp/--no-fsdp", default=None, help="Split weights over the data axis too.")
+@click.option("--fsdp/--no_fsdp", default=None, help="Split weights over the data axis too.")
 @click.option("--remat", help="none, minimal or full.")
 @click.option("--microbatches", type=int, help="Parts of the batch, one after the other.")
 @click.option("--dtype", help="Of activations: float32 or bfloat16.")
-@click.option("--batch_size", type=int, default=240, show_default=True)
-@click.option("--inputs", type=int, default=512, show_default=True, help="Tokens of an input.")
-@click.option("--targets", type=int, default=128, show_default=True, help="Tokens of a target.")
+@click.option("--batch_size", type=int, default=240, show_default=True, help="Examples per step.")
 @click.option(
-    "--pack/--no-pack",
+    "--inputs_length",
+    "inputs",
+    type=int,
+    default=512,
+    show_default=True,
+    help="Tokens of an input.",
+)
+@click.option(
+    "--targets_length",
+    "targets",
+    type=int,
+    default=128,
+    show_default=True,
+    help="Tokens of a target.",
+)
+@click.option(
+    "--pack/--no_pack",
     default=True,
     show_default=True,
     help="Packed rows, by the mixture's lengths, or padded ones.",
@@ -57,7 +71,7 @@ UNKNOWN_ON_GPU = (
 @click.option("--virtual", is_flag=True, help="Virtual CPU devices even where libtpu is there.")
 @click.option("--quick", is_flag=True, help="The TPU compiler's least effort: a rougher estimate.")
 @click.option(
-    "--fit/--no-fit",
+    "--fit/--no_fit",
     default=True,
     help="Where it does not fit, try what would; for GPUs, propose settings.",
 )
@@ -281,7 +295,7 @@ def _show(report: dict[str, Any]) -> None:
     if means:
         click.echo(
             f"Rows are packed for examples of {means['inputs']:.1f}/{means['targets']:.1f} tokens in the mean, as "
-            f"measured on {report['method']}_train (docs/scaling.md); --no-pack pads."
+            f"measured on {report['method']}_train (docs/scaling.md); --no_pack pads."
         )
     programs = report["programs"]
     table = Table("", *programs)

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from flipped_cli.demo import CHECKOUT
+from flipped_cli.path_options import LOCAL
 from flipped_cli.side_by_side import Command, run_commands
 from flipped_core import interrupts, locks
 from flipped_core.errors import UserError
@@ -34,18 +35,26 @@ COMMAND = "make pretrain"
 
 @click.command()
 @click.option(
-    "--output", default="runs/pretrain", show_default=True, help="Folder of all that is made."
+    "--output",
+    type=LOCAL,
+    default="runs/pretrain",
+    show_default=True,
+    help="Folder of all that is made.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of weights, texts and their order.")
 @click.option(
     "--export",
+    type=LOCAL,
     default=None,
-    help="Folder for the finished files; <output>/pretrained where not given.",
+    help="Folder for the finished files [default: OUTPUT/pretrained].",
 )
 def pretrain(output: str, seed: int, export: str | None) -> None:
     """Pre-train the miniature that `flipped demo` starts from: hours on one core.
 
     A run that was stopped resumes from its newest checkpoint.
+
+    \b
+    flipped pretrain --output runs/pretrain
     """
     folder = pathlib.Path(output)
     kept = f"what was trained is kept in {folder}, and the same command resumes there"

@@ -9,6 +9,7 @@ import json
 import pathlib
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,15 +18,17 @@ from etils import epath
 from flipped_cli.runs import TrainRun
 from flipped_core import hub
 from flipped_core.errors import UserError
-from flipped_core.files import read_json, write_atomically
+from flipped_core.files import write_atomically
 from flipped_core.paths import to_path
+from flipped_core.sealed import is_intact, seal
 from flipped_core.settings import Resume, declared, plain, shown
 from flipped_eval.recipes import (
     CHECKPOINTS,
     RUN_FILE,
     VOCABULARY,
-    read_run,
+    read_run_file,
     recorded_hash,
+    settings_of,
     sha256,
 )
 
@@ -72,7 +75,7 @@ def open_run(run: TrainRun, operative_gin: str, *, write: bool = True) -> None:
 
     Raises:
       UserError: the folder has checkpoints and its `run.json` differs from `run`, or they are beyond `run.steps`;
-        nothing is written then.
+        nothing is written then. A damaged `run.json` is written again, with a warning.
     """
     folder = to_path(run.model_dir)
     done = newest_step(run.model_dir)
@@ -93,7 +96,9 @@ def open_run(run: TrainRun, operative_gin: str, *, write: bool = True) -> None:
         "versions": versions(),
         "git_commit": git_commit(),
     }
-    write_atomically(folder / RUN_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(
+        folder / RUN_FILE, json.dumps(seal(content), indent=2, ensure_ascii=False) + "\n"
+    )
 
 
 def has_checkpoints(model_dir: str) -> bool:
@@ -121,8 +126,9 @@ def read_recipe(model_dir: str) -> dict[str, Any]:
     file = to_path(model_dir) / RUN_FILE
     if not file.exists():
         return {}
-    recipe = read_run(file, partial=True)
-    vocabulary = read_json(file).get("vocabulary")
+    content = read_run_file(file)
+    recipe = settings_of(file, content, partial=True)
+    vocabulary = content.get("vocabulary")
     if isinstance(vocabulary, Mapping) and isinstance(vocabulary.get("given"), str):
         recipe["vocab_path"] = vocabulary["given"]
     return recipe
@@ -152,8 +158,21 @@ def _recorded(run: TrainRun) -> dict[str, Any]:
 
 
 def _refuse_other(file: epath.Path, run: TrainRun) -> None:
-    before = read_run(file, partial=False)
-    hashed = recorded_hash(read_json(file))
+    try:
+        content = read_run_file(file)
+        before = settings_of(file, content, partial=False)
+    except UserError as error:
+        if is_intact(file):  # a setting that this version does not know
+            raise
+        # Whole checkpoints must not be lost to a damaged file beside them.
+        print(
+            f"warning: {error}; whether the checkpoints are of this run cannot be told: it resumes, and the file is "
+            "written again from the settings of this start",
+            file=sys.stderr,
+            flush=True,
+        )
+        return
+    hashed = recorded_hash(content)
     for name, one in sorted(declared(TrainRun).items()):
         # A setting that the file's version did not know had its default.
         old, new = before.get(name, one.default), getattr(run, name)

@@ -12,9 +12,11 @@ import click
 
 from flipped_cli import offline
 from flipped_cli.options import settings_options, values_of
+from flipped_cli.path_options import LOCAL, READ
 from flipped_cli.rows import parse_argument, read_rows
 from flipped_cli.runs import EvalRun
 from flipped_core.errors import UserError
+from flipped_core.paths import check_bucket, is_hub
 
 if TYPE_CHECKING:
     from flipped_eval.inference import Model, Question
@@ -50,6 +52,7 @@ def shared_options(function: Callable[..., None]) -> Callable[..., None]:
     options = (
         click.option(
             "--checkpoint",
+            type=READ,
             required=True,
             help="A run's folder, a checkpoint, a Hugging Face folder, or hf://OWNER/NAME[@REVISION].",
         ),
@@ -67,9 +70,17 @@ def shared_options(function: Callable[..., None]) -> Callable[..., None]:
             help="A text, or with --dataset a row as JSON; may be given several times.",
         ),
         click.option(
-            "--jsonl", help="A file of questions, one JSON object a line, or - for stdin."
+            "--jsonl",
+            type=LOCAL,
+            help="A file of questions, one JSON object a line, or - for stdin.",
         ),
-        click.option("--module", "modules", multiple=True, help="A module of one's own datasets."),
+        click.option(
+            "--module",
+            "modules",
+            type=LOCAL,
+            multiple=True,
+            help="A module of one's own datasets.",
+        ),
         offline.option,
     )
     for option in reversed(options):
@@ -87,6 +98,8 @@ def load_model(
     from flipped_eval.inference import Model
 
     found = values_of(EvalRun, given, RECORDED)
+    if (vocab := found.get("vocab_path")) is not None and not is_hub(vocab):
+        check_bucket(vocab, "--vocab", write=False)
     return Model.load(
         os.path.expanduser(checkpoint),
         vocab=found.get("vocab_path"),
@@ -110,7 +123,7 @@ def read_questions(
     """(name for errors, question, output) of each input of the command line, or of each line of a file.
 
     A line's `input` (a text, or column -> value) or `row`, `choices`, `template`, `dataset` and `output` stand before
-    what the options say.
+    what the options say. With --dataset a line without `row` that has one of the dataset's columns is a row itself.
 
     Raises:
       UserError: neither or both of --input and --jsonl; a line that cannot be read or says too little.
@@ -121,6 +134,9 @@ def read_questions(
     if jsonl:
         for index, line in read_rows(jsonl):
             name = f"{'stdin' if jsonl == '-' else jsonl}, line {index + 1}"
+            if dataset is not None and _is_row(dataset, line):
+                yield name, *_question({**defaults, "choices": (), "row": line}, name)
+                continue
             of_dataset: dict[str, Any] = {"choices": ()} if "dataset" in line else {}
             _refuse_misspelt(line, name)
             yield name, *_question({**defaults, **of_dataset, **line}, name)
@@ -131,6 +147,18 @@ def read_questions(
             {"input": text} if dataset is None else {"row": parse_argument(text, name)}
         )
         yield name, *_question({**defaults, **entry}, name)
+
+
+def _is_row(dataset: str, line: Mapping[str, Any]) -> bool:
+    from flipped_tasks.datasets import dataset_names, get_dataset
+    from mixtures import catalog
+
+    assert catalog.TRAINING, "importing the catalog registers its datasets"
+    if "row" in line or "dataset" in line or dataset not in dataset_names():
+        return False
+    spec = get_dataset(dataset)
+    columns = set(spec.columns) - {spec.label_column}
+    return bool(columns & set(line)) or (not columns and "input" not in line)
 
 
 def _refuse_misspelt(line: Mapping[str, Any], name: str) -> None:
@@ -192,10 +220,18 @@ def _ready_row(dataset: str, row: Mapping[str, Any], name: str) -> Mapping[str, 
     ready = dict(row)
     fit_columns(ready, spec.columns, name)
     label = spec.label_column
-    if label is not None and ready.get(label) in (None, *spec.unlabelled):
+    if label is not None and _has_no_label(ready.get(label), spec.unlabelled):
         if allowed := spec.allowed_labels(ready):
             ready[label] = allowed[0]
+        elif spec.columns.get(label) != "string":  # a custom dataset that lists no labels
+            ready[label] = 0
     return ready
+
+
+def _has_no_label(value: Any, unlabelled: Sequence[Any]) -> bool:
+    if isinstance(value, int) and not isinstance(value, bool) and value < 0:
+        return True
+    return value in (None, "", *unlabelled)
 
 
 def in_parts(items: Iterable[Any]) -> Iterator[list[Any]]:

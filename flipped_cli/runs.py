@@ -39,7 +39,7 @@ class EvalRun(Request, ProcessGroup):
         "direct, channel, flipped: each for every checkpoint; None, that of the training.",
         None,
         macro="METHOD",
-        option="methods",
+        option="method",
         choices=METHODS,
     )
     vocab_path: str | None = setting(
@@ -53,7 +53,7 @@ class EvalRun(Request, ProcessGroup):
         "Longest inputs and targets; None, those of the training.",
         None,
         macro="TASK_FEATURE_LENGTHS",
-        option="",  # one option for each key
+        option="length",  # --inputs_length, --targets_length
         unit="tokens",
         minimum=2,
         keys=FEATURES,

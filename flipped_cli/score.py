@@ -38,10 +38,12 @@ def score(
       --input "The plot never arrives." --choices good bad
     flipped score --checkpoint DIR --dataset super_glue/rte --template "GPT-3 style" --input '{"premise": …}'
     flipped score --checkpoint DIR --jsonl questions.jsonl
+    flipped score --checkpoint DIR --dataset super_glue/rte --template "GPT-3 style" --jsonl rows.jsonl
 
-    A line of the file is {"input": …, "choices": […]} or {"dataset": …, "template": …, "row": {…}}; what a line does
-    not say, the options say. Results come in the same order: {"logprobs": […], "prediction": place of the highest},
-    with "notes" where something was cut or choices cannot be told apart.
+    A line of the file is {"input": …, "choices": […]} or {"dataset": …, "template": …, "row": {…}}, or with --dataset
+    a row itself; rows need no label. What a line does not say, the options say. Results come in the same order:
+    {"choices": […], "logprobs": […], "prediction": place of the highest, "prediction_text": that choice}, with "notes"
+    where something was truncated or choices cannot be told apart.
     """
     from mixtures.modules import load
 
@@ -56,8 +58,10 @@ def score(
         names, questions, _ = zip(*part, strict=True)
         for scored in model.score(questions, names=names):
             line: dict[str, Any] = {
+                "choices": list(scored.choices),
                 "logprobs": list(scored.logprobs),
                 "prediction": scored.prediction,
+                "prediction_text": scored.prediction_text,
             }
             if scored.notes:
                 line["notes"] = list(scored.notes)

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flipped_cli.checks import find_dataset
+from flipped_cli.export_tasks import export
 from flipped_cli.lint import lint
 from flipped_cli.new_dataset import new
+from flipped_cli.path_options import LOCAL, READ
 from flipped_cli.rows import read_rows
 from flipped_core.errors import UserError
 
@@ -43,15 +45,23 @@ def tasks() -> None:
     """List the datasets and templates; render rows as the methods do; check; start one's own."""
 
 
+tasks.add_command(export)
 tasks.add_command(lint)
 tasks.add_command(new)
 
 
 @tasks.command("list")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of a table.")
-@click.option("--module", "modules", multiple=True, help="A module of one's own datasets.")
+@click.option(
+    "--module", "modules", type=LOCAL, multiple=True, help="A module of one's own datasets."
+)
 def list_tasks(as_json: bool, modules: Sequence[str]) -> None:
-    """List the datasets: role, usable templates for each method, label column."""
+    """List the datasets: role, usable templates for each method, label column.
+
+    \b
+    flipped tasks list
+    flipped tasks list --module my_reviews.py --json
+    """
     from mixtures.modules import load
 
     load(modules)
@@ -79,13 +89,32 @@ def list_tasks(as_json: bool, modules: Sequence[str]) -> None:
 @click.option("--all", "all_templates", is_flag=True, help="Every template that DIRECT can use.")
 @click.option(
     "--rows",
-    help="A .jsonl or .jsonl.gz file of rows, or - for stdin; a dataset of one's own has rows.",
+    type=LOCAL,
+    help="A .jsonl or .jsonl.gz file of rows, or - for stdin [default: a custom dataset's own].",
 )
-@click.option("--module", "modules", multiple=True, help="A module of one's own datasets.")
-@click.option("--seed", type=int, help="Render each row with random.Random(SEED).")
-@click.option("--vocab", help="A SentencePiece model: adds the token ids of each text.")
-@click.option("--inputs_length", type=click.IntRange(min=1), default=512, show_default=True)
-@click.option("--targets_length", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option(
+    "--module", "modules", type=LOCAL, multiple=True, help="A module of one's own datasets."
+)
+@click.option(
+    "--seed",
+    type=int,
+    help="Render each row with random.Random(SEED) [default: a draw of its own].",
+)
+@click.option("--vocab", type=READ, help="A SentencePiece model: adds the token ids of each text.")
+@click.option(
+    "--inputs_length",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Most tokens of an input.",
+)
+@click.option(
+    "--targets_length",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Most tokens of a target.",
+)
 def render(
     dataset: str,
     template: str | None,
@@ -103,6 +132,10 @@ def render(
     row, the reason is given too: without instruction text its target is shown empty. The lengths
     count for --vocab only. Without --seed a template's random draws are a function of the template
     and the row's index.
+
+    \b
+    flipped tasks render --dataset super_glue/rte --template "GPT-3 style" --rows rows.jsonl
+    flipped tasks render --dataset imdb --all --rows - --vocab sentencepiece.model
     """
     from flipped_tasks import datasets, promptsource, rendering
     from flipped_tasks.tokens import Vocabulary

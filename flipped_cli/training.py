@@ -12,13 +12,14 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from flipped_cli import provenance, quiet
+from flipped_cli import provenance, quiet, run_summary
 from flipped_cli.checks import WORLD_TEXTS, check_data_dir, check_paths, method_of
 from flipped_cli.runs import TrainRun
-from flipped_core import hub, interrupts, locks
+from flipped_core import hub, interrupts
 from flipped_core.errors import UserError
 
 if TYPE_CHECKING:
+    from t5_engine import processes
     from t5_engine.partitioning import HostShare
 
 _EXAMPLE_ID = re.compile(r"(.+?)/[^/]+/\d+/")
@@ -37,17 +38,16 @@ def train(run: TrainRun, operative_gin: str = "") -> Any:
     Raises:
       UserError: a setting that does not fit the data, the model or what `model_dir` holds.
     """
-    _check(run)
-    run.join()
+    run.join(functools.partial(_check, run))
     from t5_engine import launch, processes
 
     launch.check_devices()
     kept = f"nothing was trained yet since this start; what {run.model_dir} held before is kept"
     with (
         interrupts.at_once(lambda: kept),
-        processes.hold(run.model_dir, "MODEL_DIR") as lock,
+        processes.hold(run.model_dir, "MODEL_DIR") as held,
     ):
-        return _run(_pinned(run), operative_gin, lock)
+        return _run(_pinned(run), operative_gin, held)
 
 
 def _pinned(run: TrainRun) -> TrainRun:
@@ -77,7 +77,7 @@ def _pinned(run: TrainRun) -> TrainRun:
 
 def _check(run: TrainRun) -> None:
     """Refuses what can be refused before anything slow is imported."""
-    check_paths(run, written=("model_dir",))
+    check_paths(run, written=("model_dir", "compilation_cache_dir"))
     check_data_dir(run.data_dir)
     if run.mixture not in WORLD_TEXTS:
         method_of(run.mixture)
@@ -92,30 +92,43 @@ def _check(run: TrainRun) -> None:
         )
 
 
-def _run(run: TrainRun, operative_gin: str, lock: locks.Lock | None) -> Any:
+def _run(run: TrainRun, operative_gin: str, held: processes.Hold) -> Any:
     """What `train` does once the processes have found each other."""
     quiet.import_tensorflow()
     import jax
 
-    from t5_engine import partitioning, trainer
+    from t5_engine import partitioning, processes, trainer
 
-    _register(run)
-    mesh = partitioning.make_mesh(run.model_parallelism)
-    # Processes pack alike without asking each other, since each reads the whole batch.
-    share = partitioning.HostShare() if run.pack else partitioning.host_share(mesh, run.batch_size)
-    stream = functools.partial(_arrays, run, share)
-    # The first batch is drawn before anything is written: bad rows must not leave a folder behind.
-    from_start = stream(0)
-    first = next(from_start)
     primary = jax.process_index() == 0
-    provenance.open_run(run, operative_gin, write=primary)
+    with processes.one_for_all():
+        _register(run)
+        mesh = partitioning.make_mesh(run.model_parallelism)
+        # Packed, processes agree without asking each other, since each reads the whole batch.
+        whole = partitioning.HostShare()
+        share = whole if run.pack else partitioning.host_share(mesh, run.batch_size)
+        stream = functools.partial(_arrays, run, share)
+        # The first batch is drawn before anything is written: bad rows must not leave a folder behind.
+        from_start = stream(0)
+        first = next(from_start)
+        provenance.open_run(run, operative_gin, write=primary)
+
+    # Steps from which batches were asked for; none where the run is complete already.
+    starts: list[int] = []
+    if primary and provenance.newest_step(run.model_dir) != run.steps:
+        run_summary.show_header(run, mesh)
 
     def source(done: int) -> Iterator[dict[str, Any]]:
+        if primary and not starts:
+            print(run_summary.starting_from(run, done), flush=True)
+        starts.append(done)
         return stream(done) if done else itertools.chain([first], from_start)
 
-    state = trainer.train(run, run.model, source, task_of, lock)
+    state = trainer.train(run, run.model, source, task_of, held)
     if primary:
-        _show_counts(run.mixture)
+        if starts:
+            run_summary.show_counts(run.mixture)
+        for line in run_summary.ending(run, trained=bool(starts)):
+            print(line, flush=True)
     return state
 
 
@@ -156,11 +169,3 @@ def task_of(example_id: bytes) -> str:
     name = example_id.decode(errors="replace")
     found = _EXAMPLE_ID.match(name)
     return found[1] if found else name
-
-
-def _show_counts(mixture: str) -> None:
-    """Prints, for each task, what was dropped and what was cut."""
-    from flipped_tasks.seqio_tasks import count_lines
-
-    for line in count_lines(mixture):
-        print(line, flush=True)

@@ -1,4 +1,4 @@
-"""Options that take several words: `--methods direct flipped` as well as `--methods direct --methods flipped`."""
+"""Options that take several words: `--method direct flipped` as well as `--method direct --method flipped`."""
 
 from __future__ import annotations
 

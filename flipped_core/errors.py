@@ -30,6 +30,15 @@ def shown(value: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold a text: half a character, as `\\ud83d` alone, it cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class TemporaryError(UserError):
     """No mistake, but one line too: another process or machine is missing; the same command may succeed later."""
 

@@ -91,17 +91,22 @@ def temporary_folder() -> Iterator[pathlib.Path]:
 
     Those of killed processes are removed first; a signal that ends this one removes its own.
     """
+    folder = make_temporary_folder()
+    remove = functools.partial(shutil.rmtree, folder, ignore_errors=True)
+    with interrupts.at_once(clean_up=remove):
+        try:
+            yield folder
+        finally:
+            remove()
+
+
+def make_temporary_folder() -> pathlib.Path:
+    """As `temporary_folder`, for the caller to remove; a later call removes it where this process has been killed."""
     place = pathlib.Path(tempfile.gettempdir())
     for left in place.glob(f"{_FOLDER}*"):
         if token_is_alive(left.name.removeprefix(_FOLDER).partition(".")[0]) is False:
             shutil.rmtree(left, ignore_errors=True)
-    folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{Owner.current().token}.")
-    remove = functools.partial(shutil.rmtree, folder, ignore_errors=True)
-    with interrupts.at_once(clean_up=remove):
-        try:
-            yield pathlib.Path(folder)
-        finally:
-            remove()
+    return pathlib.Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{Owner.current().token}."))
 
 
 def cannot_write(path: epath.PathLike, error: OSError) -> UserError:

@@ -21,16 +21,18 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 from flipped_core import interrupts
 from flipped_core.errors import UserError
 from flipped_core.owners import Owner
 from flipped_core.paths import is_bucket, to_local_path
+from flipped_core.sealed import parse_json
 
 FILE = ".lock"
 RENEWAL = 15.0  # seconds from one renewal to the next
 STALE = 90.0  # seconds without a renewal after which a process of another machine is taken for dead
+_AHEAD = 86_400.0  # seconds; a renewal later than that from now is none
 _SIZE = 1024  # bytes of a lock file: one write replaces all of it
 _ATTEMPTS = 20
 
@@ -107,9 +109,11 @@ class LocalStore:
     @contextlib.contextmanager
     def _opened(self, flags: int) -> Iterator[int | None]:
         """The file that has the name now, under an exclusive `flock`; None where there is none."""
+        # A link that leads nowhere, or a pipe that nobody writes, must not be waited for.
+        flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         while True:
             try:
-                handle = os.open(self._path, flags | os.O_CLOEXEC, 0o644)
+                handle = os.open(self._path, flags, 0o644)
             except FileNotFoundError:
                 if flags & os.O_CREAT:
                     self._path.parent.mkdir(parents=True, exist_ok=True)  # another owner left
@@ -153,10 +157,13 @@ class _Record:
     def decode(cls, content: bytes) -> _Record | None:
         """None for what no lock has written, such as the rest of a crash."""
         try:
-            value: Any = json.loads(content)
-            return cls(Owner.from_json(value), float(value["renewed"]), str(value["number"]))
+            value = parse_json(content)
+            owner, renewed, number = Owner.from_json(value), value["renewed"], value["number"]
         except (ValueError, KeyError, TypeError):
             return None
+        # No clock is ahead by a day: such a lock would never become stale.
+        known = type(renewed) is float and renewed < time.time() + _AHEAD and type(number) is str
+        return cls(owner, renewed, number) if known else None
 
     def stale(self) -> str | None:
         """Why it does not count any more; None where it does."""

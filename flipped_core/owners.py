@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 _PROC = pathlib.Path("/proc")
+_LATEST = 253_000_000_000  # seconds since 1970 that a date can still show: the year 9987
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,12 @@ class Owner:
             type(value.get(name)) is not kind for name, kind in types.items()
         ):
             raise ValueError("not the description of a process")
-        return cls(**{name: value[name] for name in types})
+        found = cls(**{name: value[name] for name in types})
+        if not (
+            0 < found.pid < 2**31 and 0 <= found.ticks < 2**63 and 0 <= found.started < _LATEST
+        ):
+            raise ValueError("not the numbers of a process")
+        return found
 
     def is_alive(self) -> bool | None:
         """Whether it still runs; None where this machine cannot tell."""

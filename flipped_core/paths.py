@@ -154,6 +154,29 @@ def read_blocks(path: epath.PathLike, size: int = 1 << 24) -> Iterator[bytes]:
             yield block
 
 
+def read_range(path: epath.PathLike, start: int, end: int) -> bytes:
+    """Bytes `start` to `end` of an object, without those around them.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    return _bucket_files().cat_file(
+        os.fspath(path).removeprefix(BUCKET_PREFIX), start=start, end=end
+    )
+
+
+def move_object(source: epath.PathLike, target: epath.PathLike) -> None:
+    """Gives an object of a bucket another name in the same bucket; the target appears whole.
+
+    `epath.Path.rename` refuses a target whose folder is empty, which in a bucket does not exist.
+
+    Raises:
+      OSError: it cannot be moved.
+    """
+    names = (os.fspath(path).removeprefix(BUCKET_PREFIX) for path in (source, target))
+    _bucket_files().mv(*names)
+
+
 def _bucket_files() -> Any:
     import fsspec
 

@@ -28,7 +28,7 @@ def checksum(data: bytes) -> str:
 
 def write_sealed(path: epath.Path, value: Json) -> Json:
     """Writes an object with its checksum (see `files.write_atomically`) and returns what was written."""
-    sealed = {**value, CHECKSUM: checksum(to_json(value).encode("utf-8"))}
+    sealed = seal(value)
     write_atomically(path, to_json(sealed))
     return sealed
 
@@ -59,6 +59,28 @@ def read_sealed(path: epath.Path, sealed_since: int, older: Collection[str]) -> 
     if expected != found:
         raise UserError(f"{path}: {DAMAGED}: its content does not match its checksum")
     return value
+
+
+def seal(value: Json) -> Json:
+    """An object with its checksum, as `write_sealed` writes it."""
+    return {**value, CHECKSUM: checksum(to_json(value).encode("utf-8"))}
+
+
+def read_optionally_sealed(path: epath.Path) -> Json:
+    """As `read_sealed`, of a file whose older versions have no checksum; the caller refuses unknown names."""
+    value = read_json_file(path)
+    if CHECKSUM in value and value.pop(CHECKSUM) != seal(value)[CHECKSUM]:
+        raise UserError(f"{path}: {DAMAGED}: its content does not match its checksum")
+    return value
+
+
+def is_intact(path: epath.Path) -> bool:
+    """Whether a file is there and has the checksum of its content."""
+    try:
+        value = read_json_file(path)
+    except UserError:
+        return False
+    return value.pop(CHECKSUM, None) == seal(value)[CHECKSUM]
 
 
 def read_json_file(path: epath.Path) -> Json:

@@ -18,7 +18,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from flipped_core.errors import UserError, nearest, unknown
+from flipped_core.errors import UserError, is_utf8, nearest, unknown
 from flipped_core.paths import has_scheme, is_hub, to_path
 
 LARGEST_INT = 2**31 - 1
@@ -242,6 +242,8 @@ def checked(one: Declared, value: Any, label: str | None = None) -> Any:
     except _Mismatch as error:
         why = f"; {error}" if str(error) else ""
         raise UserError(f"{label}: expected {one.expected}, got {shown(value)}{why}") from None
+    except UserError as error:  # of a field of nested settings
+        raise UserError(f"{label}: {error}") from None
 
 
 def shown(value: Any) -> str:
@@ -367,10 +369,8 @@ def _text(rule: Setting, value: Any) -> str:
         raise _Mismatch
     if not value.strip() or "\0" in value:
         raise _Mismatch
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise _Mismatch("which is not UTF-8") from None
+    if not is_utf8(value):
+        raise _Mismatch("which is not UTF-8")
     if rule.choices is not None and value not in rule.choices:
         close = nearest(value, rule.choices)
         raise _Mismatch(f"nearest: {', '.join(map(repr, close))}" if close else "")

@@ -39,15 +39,19 @@ def flops(config: Any, case: Case) -> float:
     return 2 * products
 
 
-def seconds(plan: Plan, keep: Callable[[Unit], bool]) -> float | None:
-    """About how long the units that `keep` keeps take on all devices; None where a model's sizes are not known."""
+def seconds(plan: Plan, share: Callable[[Unit], float]) -> float | None:
+    """About how long that share of each unit takes on all devices; None where a model's sizes are not known.
+
+    Units with equal keys are scored once.
+    """
     total = 0.0
     models = {group.model.label: group.model for group in plan.groups}
+    units = {unit.key: unit for unit in plan.units()}.values()
     for model in models.values():
         if model.example_flops is None:
             return None
-        units = [unit for unit in plan.units() if unit.model is model and keep(unit)]
-        work = sum(plan.sizes[unit.key].flops for unit in units)
+        own = [unit for unit in units if unit.model is model]
+        work = sum(share(unit) * plan.sizes[unit.key].flops for unit in own)
         total += work / (SHARE * _flops_per_second(model.config.dtype)) if work else 0.0
     return total
 

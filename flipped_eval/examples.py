@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from flipped_tasks.methods import format_example, to_text
+from flipped_tasks.methods import Formatted, format_example, to_text
 from flipped_tasks.rendering import CompiledTemplate, Dropped, Rendered, template_rng
 from flipped_tasks.tokens import Encoded, Vocabulary, encode
 from mixtures.suites import EvalTask, with_label_words
@@ -128,6 +128,17 @@ class CaseBuilder:
         rendered = self._render(number, row)
         assert isinstance(rendered, Rendered), rendered
         return self._shown(rendered)
+
+    def forms(self, number: int, row: Mapping) -> tuple[Formatted, ...]:
+        """A row as pieces, for each choice; it must be one that gave a case."""
+        rendered = self._render(number, row)
+        assert isinstance(rendered, Rendered), rendered
+        found = []
+        for choice in range(len(rendered.choices)):
+            formatted = format_example(self.method, rendered, choice)
+            assert isinstance(formatted, Formatted), formatted
+            found.append(formatted)
+        return tuple(found)
 
     def _render(self, number: int, row: Mapping) -> Rendered | Dropped:
         found = self.template.render(row, template_rng(self.seed, self.task.template, str(number)))

@@ -30,7 +30,7 @@ from flipped_tasks.tokens import Encoded, Vocabulary, encode
 
 LENGTHS = {"inputs": 512, "targets": 128}
 _HOW = {
-    "lengths": "--inputs NUMBER --targets NUMBER",
+    "lengths": "--inputs_length NUMBER --targets_length NUMBER",
     "input_eos": "--eos or --no_eos",
     "vocab_path": "--vocab PATH",
 }
@@ -75,12 +75,19 @@ class Scored:
     Attributes:
       logprobs: of each choice, in their order.
       prediction: the place of the highest, the first of those that are equal.
-      notes: what should be known besides: texts that were cut, choices that cannot be told apart.
+      notes: what should be known besides: texts that were truncated, choices that cannot be told apart.
+      choices: their texts.
     """
 
     logprobs: tuple[float, ...]
     prediction: int
     notes: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+
+    @property
+    def prediction_text(self) -> str:
+        """The text of the predicted choice."""
+        return self.choices[self.prediction]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,19 +299,19 @@ class Model:
           UserError: a question that cannot be asked; see `render`.
         """
         method = self._method(method)
-        asked = []
+        asked, options = [], []
         for question, name in _named(questions, names):
             rendered = render(question, name)
+            options.append(rendered.choices)
             formatted = (format_example(method, rendered, i) for i in range(len(rendered.choices)))
             asked.append([self._encode(one, name) for one in formatted])
         pairs = [(one.inputs, one.targets) for several in asked for one in several]
         scores = iter(self._scorer.score(pairs).tolist())
         results = []
-        for several in asked:
+        for several, choices in zip(asked, options, strict=True):
             logprobs = tuple(next(scores) for _ in several)
-            results.append(
-                Scored(logprobs, logprobs.index(max(logprobs)), _notes(several, logprobs))
-            )
+            best = logprobs.index(max(logprobs))
+            results.append(Scored(logprobs, best, _notes(several, logprobs), choices))
         return results
 
     def generate(

@@ -89,6 +89,7 @@ def evaluate(
     announce: Announce = log.info,
     tell_plan: Callable[[Told], object] = lambda told: None,
     plan_only: bool = False,
+    commit: str | None = None,
 ) -> Json:
     """Evaluates models on suites and writes `results.json` into `output_dir`.
 
@@ -104,6 +105,7 @@ def evaluate(
       pairs_together: (input, target) pairs of a chunk; a killed job scores its last chunk again.
       announce: gets a line for each unit that is done.
       tell_plan: gets the plan before anything is scored.
+      commit: of this code, for the report.
       plan_only: ends the job there; nothing is written, and another job may be running in `output_dir`.
 
     Returns:
@@ -119,7 +121,7 @@ def evaluate(
         if not plan_only:
             kept = f"what was scored is kept in {output_dir}, and the same command resumes there"
             stack.enter_context(interrupts.at_once(lambda: kept))
-            lock = stack.enter_context(processes.hold(output_dir, "output_dir"))
+            lock = stack.enter_context(processes.hold(output_dir, "output_dir")).lock
             if processes.is_first() and not is_bucket(output_dir):
                 files.remove_temporary(to_local_path(output_dir), dead_only=False)
         tasks = planning.select_tasks(request)
@@ -138,15 +140,14 @@ def evaluate(
             scores = shards.read(folder)
             stored = scores.done()
 
-            def left(unit: planning.Unit) -> bool:
-                return unit.key not in stored.ended
-
+            left = functools.partial(_left, plan, stored)
             told = Told(plan, plan.total(left), estimate.seconds(plan, left))
             for line in results.left_out(folder, scores, unfinished=told.waiting.templates > 0):
                 announce(line)
             tell_plan(told)
             if not plan_only:
-                run_files.open_run(folder, *described, _places(runs), _sources(runs))
+                provenance = weights.provenance(runs, commit)
+                run_files.open_run(folder, *described, _places(runs), _sources(runs), provenance)
                 run_files.write_plan(folder, plan)
             return stored.to_json()
 
@@ -154,7 +155,8 @@ def evaluate(
         if plan_only:
             return {}
         stored, first = shards.Done.from_json(found), processes.is_first()
-        progress = Progress(plan.total().choices, announce if first else None)
+        waiting = plan.total(functools.partial(_left, plan, stored)).choices
+        progress = Progress(plan.total().choices, waiting, announce if first else None)
         job = Job(plan, stored, _Writer(folder, lock) if first else None, progress, pairs_together)
         try:
             for run, model in sorted(
@@ -171,6 +173,14 @@ def evaluate(
             return results.finish(folder, resamples)
 
         return processes.from_first(conclude)
+
+
+def _left(plan: Plan, stored: shards.Done, unit: planning.Unit) -> float:
+    """The share of a unit's examples that are still to be scored."""
+    if unit.key in stored.ended:
+        return 0.0
+    done = len(stored.examples.get(unit.key, ()))
+    return max(0.0, 1 - done / max(done, plan.sizes[unit.key].examples, 1))
 
 
 class _Writer(shards.Writer):
@@ -258,6 +268,7 @@ class _Weights:
         self._make, self._shardings, self._verify = make, shardings, verify
         self._found: dict[str, str] = {}  # a run's folder -> the step in it that was described
         self._described: dict[str, tuple[str, Any]] = {}
+        self._steps: dict[str, int] = {}
         self._kept: tuple[str, Scorer] | None = None
 
     def place(self, run: Run) -> int:
@@ -288,7 +299,25 @@ class _Weights:
         if self._shardings is not None:
             self._shardings(stored.config)
         log.info("read step %d of %s", stored.step, checkpoint)
+        self._steps[checkpoint] = stored.step
         return keys.fingerprint(lazy_params(stored)), stored.config
+
+    def provenance(self, runs: Sequence[Run], commit: str | None) -> dict[str, Json]:
+        """label -> `records.CheckpointInfo` of the runs that have a checkpoint."""
+        from t5_engine.config import size_name
+        from t5_engine.weights import count_parameters
+
+        found = {}
+        for run in runs:
+            if run.checkpoint in self._steps:
+                _, config = self._described[run.checkpoint]
+                found[run.label] = {
+                    "step": self._steps[run.checkpoint],
+                    "parameters": count_parameters(config),
+                    "size": size_name(config),
+                    "commit": commit,
+                }
+        return found
 
     def scorer(self, run: Run) -> Scorer:
         """The scorer of a run; that of the last checkpoint is kept, since two models may not fit into memory."""

@@ -68,7 +68,7 @@ class Model:
 
 @dataclass
 class Unit:
-    """One (task, template, label set) that one model is to be asked about, with its key."""
+    """One (task, template, label set) that one model is to be asked about, with its key and the size of its split."""
 
     model: Model
     task: EvalTask
@@ -76,6 +76,7 @@ class Unit:
     data: str
     key: str
     builder: CaseBuilder
+    split_rows: int = 0
 
     def about(self) -> Json:
         """What the key stands for, as the shards say it."""
@@ -117,6 +118,13 @@ class Size:
     flops: float = 0.0
     exact: bool = True
 
+    def scaled(self, share: float) -> Size:
+        """That share of it; the tasks and templates are the same ones."""
+        if share == 1:
+            return self
+        names = ("examples", "choices", "tokens", "flops")
+        return replace(self, **{name: share * getattr(self, name) for name in names})
+
     def add(self, other: Size) -> None:
         """Adds another one's work to this."""
         self.tasks |= other.tasks
@@ -138,11 +146,12 @@ class Plan:
         for group in self.groups:
             yield from group.units
 
-    def total(self, keep: Callable[[Unit], bool] = lambda unit: True) -> Size:
-        """The size of the units that `keep` keeps; equal keys count once."""
+    def total(self, share: Callable[[Unit], float] = lambda unit: 1.0) -> Size:
+        """The size of the units, of each that share; equal keys count once, and what has no share not at all."""
         total = Size()
-        for unit in {unit.key: unit for unit in self.units() if keep(unit)}.values():
-            total.add(self.sizes[unit.key])
+        for unit in {unit.key: unit for unit in self.units()}.values():
+            if (of := share(unit)) > 0:
+                total.add(self.sizes[unit.key].scaled(of))
         return total
 
 
@@ -237,7 +246,7 @@ def make_plan(tasks: Sequence[EvalTask], models: Sequence[Model], request: Reque
                 try:
                     if isinstance(looked, UserError):
                         raise looked
-                    unit = _unit(model, task, looked.version, request)
+                    unit = _unit(model, task, looked, request)
                     plan.sizes[unit.key] = plan.sizes.get(unit.key) or _size(
                         unit, looked, request.max_examples
                     )
@@ -286,7 +295,7 @@ def ordered_rows(
     return ordered
 
 
-def _unit(model: Model, task: EvalTask, version: str, request: Request) -> Unit:
+def _unit(model: Model, task: EvalTask, look: _Look, request: Request) -> Unit:
     spec = load_template(task.dataset, task.template)
     key = {
         "version": keys.VERSION,
@@ -298,7 +307,7 @@ def _unit(model: Model, task: EvalTask, version: str, request: Request) -> Unit:
         "input_eos": model.input_eos,
         "seed": request.seed,
         "max_examples": request.max_examples,
-        "data": version,
+        "data": look.version,
         "task": [task.suite, task.task, task.dataset, task.split, task.template, task.label_set],
         "template": [spec.jinja, spec.answer_choices, dict(task.label_words or {})],
     }
@@ -312,7 +321,8 @@ def _unit(model: Model, task: EvalTask, version: str, request: Request) -> Unit:
         input_eos=model.input_eos,
         check_row=get_dataset(task.dataset).check_row,
     )
-    return Unit(model, task, spec, version, keys.value_hash(key, size=8), builder)
+    name = keys.value_hash(key, size=8)
+    return Unit(model, task, spec, look.version, name, builder, split_rows=look.rows)
 
 
 def _size(unit: Unit, look: _Look, most: int | None) -> Size:

@@ -12,15 +12,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
 from flipped_core import hub
-from flipped_core.errors import UserError
-from flipped_core.files import read_json
-from flipped_core.paths import to_path
+from flipped_core.errors import UserError, unknown
+from flipped_core.paths import is_bucket, to_path
+from flipped_core.sealed import read_optionally_sealed, seal
 from flipped_core.settings import check_fields, from_mapping, setting, shown
 from flipped_tasks.methods import METHODS
 from flipped_tasks.tokens import Vocabulary
@@ -33,6 +34,7 @@ VOCABULARY = hub.VOCABULARY  # the name that Hugging Face's T5 folders use
 CHECKPOINTS = "checkpoints"  # t5_engine.checkpoints writes them there
 FORMAT = 1  # of recipe.json
 GIVEN = "given"
+RUN_FIELDS = ("recipe", "vocabulary", "versions", "git_commit")  # of run.json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Recipe:
         """Refuses fields that are neither recorded nor given.
 
         Args:
-          how: field -> how the user gives it, such as "--methods NAME".
+          how: field -> how the user gives it, such as "--method NAME".
 
         Raises:
           UserError: names all that are missing.
@@ -187,6 +189,10 @@ def find(checkpoint: str, place: str, config: T5Config) -> Recipe:
       UserError: one of its files cannot be read, or a field of it is unknown or not of its type.
     """
     folder = to_path(hub.local(place))
+    if not is_bucket(folder):
+        folder = to_path(
+            os.path.realpath(folder)
+        )  # a link in a run's folder is no checkpoint of that run
     if not folder.is_dir():
         folder = folder.parent
     run_folder = run_folder_of(folder)
@@ -203,8 +209,8 @@ def find(checkpoint: str, place: str, config: T5Config) -> Recipe:
     if run_folder is None or not (run_folder / RUN_FILE).is_file():
         return Recipe(checkpoint, vocab_path=vocab, sources=sources)
     file = run_folder / RUN_FILE
-    content = read_json(file)
-    run = read_run(file, partial=True)
+    content = read_run_file(file)
+    run = settings_of(file, content, partial=True)
     _check_versions(file, content)
     recorded = _recorded_vocabulary(file, content, run)
     why = _differs(run, content, config, vocab, recorded)
@@ -226,6 +232,7 @@ def find(checkpoint: str, place: str, config: T5Config) -> Recipe:
 def run_folder_of(folder: epath.Path) -> epath.Path | None:
     """The run that contains a checkpoint: RUN of RUN/checkpoints/N; None of any other folder."""
     contained = folder.parent.name == CHECKPOINTS and folder.name.isdigit()
+    contained = contained and not (folder / hub.CONFIG).exists()  # a Hugging Face folder
     return folder.parent.parent if contained else None
 
 
@@ -234,21 +241,41 @@ def method_of(mixture: str) -> str | None:
     return next((m for m in METHODS if mixture.startswith((f"{m}_", f"{m}."))), None)
 
 
-def read_run(file: epath.Path, *, partial: bool) -> dict[str, Any]:
-    """The settings in a `run.json`, by field of `TrainRun`.
+def read_run_file(file: epath.Path) -> dict[str, Any]:
+    """The content of a `run.json`, verified where it has a checksum; files of older versions have none.
+
+    Raises:
+      UserError: it cannot be read, or is not what training wrote; names the file.
+    """
+    content = read_optionally_sealed(file)
+    for name in content:
+        if name not in RUN_FIELDS:
+            raise UserError(f"{file}: {unknown('field', name, RUN_FIELDS)}")
+    if not isinstance(content.get("recipe"), Mapping):
+        raise UserError(
+            f"{file}: not a run file: expected an object 'recipe', got {shown(content.get('recipe'))}"
+        )
+    return content
+
+
+def settings_of(file: epath.Path, content: Mapping[str, Any], *, partial: bool) -> dict[str, Any]:
+    """The settings in the content of a `run.json`, by field of `TrainRun`.
 
     Args:
       file: what training wrote.
+      content: as `read_run_file` gives it.
       partial: whether required settings may be missing.
 
     Raises:
-      UserError: the file cannot be read, or a setting is unknown or not of its type.
+      UserError: a setting is unknown or not of its type.
     """
-    recipe = read_json(file).get("recipe")
-    if not isinstance(recipe, Mapping):
-        raise UserError(f"{file}: not a run file: expected an object 'recipe', got {shown(recipe)}")
-    given = {"model_dir": str(file.parent), **recipe}  # required, and not in the file
+    given = {"model_dir": str(file.parent), **content["recipe"]}  # required, and not in the file
     return from_mapping(TrainRun, given, str(file), partial=partial)
+
+
+def read_run(file: epath.Path, *, partial: bool) -> dict[str, Any]:
+    """The settings in a `run.json`; see `read_run_file` and `settings_of`."""
+    return settings_of(file, read_run_file(file), partial=partial)
 
 
 def recorded_hash(content: Mapping[str, Any]) -> str | None:
@@ -267,7 +294,7 @@ def recipe_text(recipe: Recipe) -> str:
         "input_eos": recipe.input_eos,
         "vocabulary_sha256": None if recipe.vocab_path is None else sha256(recipe.vocab_path),
     }
-    return json.dumps(content, indent=2) + "\n"
+    return json.dumps(seal(content), indent=2) + "\n"
 
 
 def sha256(path: epath.PathLike) -> str:
@@ -285,7 +312,8 @@ def sha256(path: epath.PathLike) -> str:
 def _from_recipe_file(
     checkpoint: str, file: epath.Path, vocab: str | None, sources: dict[str, str]
 ) -> Recipe:
-    found = RecipeFile(**from_mapping(RecipeFile, read_json(file), str(file)))
+    content = read_optionally_sealed(file)
+    found = RecipeFile(**from_mapping(RecipeFile, content, str(file)))
     if vocab is not None and found.vocabulary_sha256 not in (None, sha256(vocab)):
         raise UserError(
             f"{vocab} is not the vocabulary that {file} records; restore it from the export"

@@ -207,6 +207,7 @@ class UnitCounts(TypedDict):
     several_correct: Count
     duplicate_choices: Count
     same_ids: Count
+    split_rows: NotRequired[Count]
     confusion: NotRequired[ConfusionCounts]
 
 
@@ -327,6 +328,7 @@ class PlannedUnit(TypedDict):
     split: str
     data: str
     key: str
+    split_rows: NotRequired[Count]
 
 
 class FailedUnit(TypedDict):
@@ -355,6 +357,15 @@ class LabelledRun(TypedDict):
     label: str
 
 
+class CheckpointInfo(TypedDict):
+    """What `run.json` says of the checkpoint of a run, for the report."""
+
+    step: Count
+    parameters: Count
+    size: str | None
+    commit: str | None
+
+
 class RunFile(TypedDict):
     """The content of `run.json` in an evaluation's folder."""
 
@@ -362,6 +373,7 @@ class RunFile(TypedDict):
     models: list[LabelledRun]
     checkpoints: dict[str, str]
     sources: NotRequired[dict[str, dict[str, str]]]
+    provenance: NotRequired[dict[str, CheckpointInfo]]
 
 
 def checked(value: Any, kind: type[T], where: str | pathlib.Path) -> T:

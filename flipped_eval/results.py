@@ -67,7 +67,7 @@ def finish(output_dir: epath.Path, resamples: int) -> Json:
         ranked = {example: one.ranked_by(normalize) for example, one in unit.scores.items()}
         line = _predicted(names | {"data": planned["data"]}, unit, ranked)
         lines.append(line)
-        counts.append(_counts(line, unit.end))
+        counts.append(_counts(line, unit.end, planned.get("split_rows")))
         if unit.end.shown and planned["label_set"] == ORIGINAL:
             shown.append(names | dataclasses.asdict(unit.end.shown))
         worst += _worst(names, unit, line, ranked)
@@ -242,13 +242,15 @@ def _predicted(
     )
 
 
-def _counts(line: Prediction, end: UnitEnd) -> Json:
+def _counts(line: Prediction, end: UnitEnd, split_rows: int | None) -> Json:
     """What became of the rows of a unit, and which choice was taken for which."""
     names = (
         "rows", "dropped", "inputs_cut", "targets_cut", "several_correct", "duplicate_choices", "same_ids",
     )  # fmt: skip
     counts: Json = {name: getattr(line, name) for name in ("method", *NAMES, "data", "ties")}
     counts |= {name: getattr(end, name) for name in names} | {"scored": len(line.examples)}
+    if split_rows is not None:
+        counts["split_rows"] = split_rows
     classes = max(line.choices, default=0)
     if 2 <= classes <= CLASSES_SHOWN:
         unit = line.to_unit()

@@ -25,7 +25,7 @@ FORMAT = 3  # of all files of the folder; 2 had no checksums
 RUN, PLAN = "run.json", "plan.json"
 NAMES = ("suite", "task", "template", "label_set", "dataset", "split")
 # Fields of `run.json` that files without a checksum do not have.
-ADDED_SINCE_CHECKSUMS = {"sources"}
+ADDED_SINCE_CHECKSUMS = {"sources", "provenance"}
 KEPT = "scores that are whole are not scored again"
 
 
@@ -57,6 +57,7 @@ def open_run(
     models: Sequence[Json],
     checkpoints: Mapping[str, str],
     sources: Mapping[str, Mapping[str, str]] | None = None,
+    provenance: Mapping[str, Json] | None = None,
 ) -> None:
     """Takes `output_dir` for a request, or goes on with it; models that it does not know are added to it.
 
@@ -64,6 +65,7 @@ def open_run(
       request, models: as for `check_run`.
       checkpoints: label -> where the weights were read; the report looks there for the log of the training.
       sources: label -> for method, lengths, input_eos and vocab_path, the file that says it, or "given".
+      provenance: label -> step, number of parameters and public size of the checkpoint, and the commit of this code.
 
     Raises:
       UserError: as `check_run`.
@@ -79,6 +81,7 @@ def open_run(
             "models": known + new,
             "checkpoints": {**before.get("checkpoints", {}), **checkpoints},
             "sources": {**before.get("sources", {}), **(sources or {})},
+            "provenance": {**(provenance or {}), **before.get("provenance", {})},
         }
         write_sealed(output_dir / RUN, {"format": FORMAT, **run})
 
@@ -119,7 +122,12 @@ def write_plan(output_dir: epath.Path, plan: Plan) -> None:
     broken = {tuple(one[name] for name in ("method", *NAMES)) for one in plan.failed}
     units = [
         {name: getattr(unit.task, name) for name in NAMES}
-        | {"method": unit.model.label, "key": unit.key, "data": unit.data}
+        | {
+            "method": unit.model.label,
+            "key": unit.key,
+            "data": unit.data,
+            "split_rows": unit.split_rows,
+        }
         for unit in plan.units()
         if (unit.model.label, *(getattr(unit.task, name) for name in NAMES)) not in broken
     ]
@@ -198,6 +206,12 @@ def in_order(lines: Iterable[Json]) -> list[Json]:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, sort_keys=True)
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+def provenance_of(folder: epath.Path) -> dict[str, Json]:
+    """label -> `records.CheckpointInfo`; nothing in folders of older versions."""
+    run = read_run(folder)
+    return run.get("provenance", {}) if run else {}
 
 
 def checkpoints_of(folder: epath.Path) -> dict[str, str]:

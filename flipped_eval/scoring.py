@@ -30,6 +30,9 @@ from t5_engine import processes
 ROWS_A_BLOCK = 16
 WORST_KEPT = 3  # wrong examples of a unit and chunk that are kept as text
 DROPS_TOLERATED = 0.05  # a larger share of a unit's rows is warned of
+SMALL_JOB = 500  # choices; a job that has no more to score prints no line for each task
+
+_WARNING = "warning: "
 
 Announce = Callable[[str], None]
 
@@ -96,11 +99,6 @@ class Chunk:
     cases: list[tuple[Unit, Row, Case]] = field(default_factory=list)
     ended: list[Building] = field(default_factory=list)
 
-    @property
-    def pairs(self) -> int:
-        """The number of (input, target) pairs."""
-        return sum(len(case.pairs) for _, _, case in self.cases)
-
     def without(self, stored: shards.Done) -> Chunk:
         """What of it is not in the shards."""
         cases = [
@@ -154,22 +152,23 @@ def chunks(groups: Sequence[Group], pairs_together: int) -> Iterator[Chunk]:
 class Progress:
     """One bar over all choices of a job on a terminal, and a line for each split that is done."""
 
-    def __init__(self, choices: float, announce: Announce | None) -> None:
-        """Args: choices: about how many there are; announce: gets the lines; None, nothing is shown."""
+    def __init__(self, choices: float, waiting: float, announce: Announce | None) -> None:
+        """Opens the bar.
+
+        Args:
+          choices: about how many there are.
+          waiting: of these, how many no earlier job has scored; only they count for the time that is left.
+          announce: gets the lines; None, nothing is shown.
+        """
         self._announce = announce or (lambda line: None)
         self._began: float | None = None
-        self._before = 0
         self._all = max(1, round(choices))
-        self._done = 0
+        self._done = self._before = min(self._all, max(0, round(choices - waiting)))
+        self.is_small = waiting <= SMALL_JOB
         self._bar = tqdm.tqdm(
-            total=self._all, unit="choice", disable=None if announce else True, dynamic_ncols=True,
-            leave=False,
+            total=self._all, initial=self._done, unit="choice", disable=None if announce else True,
+            dynamic_ncols=True, leave=False,
         )  # fmt: skip
-
-    def skip(self, choices: float) -> None:
-        """So many choices more were done by an earlier job."""
-        self._before += round(choices)
-        self.move(self._done + round(choices))
 
     def move(self, done: int) -> None:
         """So many choices are done; the total grows where it was estimated too low."""
@@ -225,9 +224,7 @@ class Job:
         found = []
         for segment in segments(groups, self.plan, self.pairs_together):
             units = [unit for group in segment for unit in group.units]
-            if all(unit.key in self.stored.ended for unit in units):
-                self.progress.skip(sum(self.plan.sizes[unit.key].choices for unit in units))
-            else:
+            if any(unit.key not in self.stored.ended for unit in units):
                 found.append(segment)
         return found
 
@@ -236,7 +233,6 @@ class Job:
         for segment in waiting:
             for chunk in chunks(segment, self.pairs_together):
                 left = chunk.without(self.stored)
-                self.progress.skip(chunk.pairs - left.pairs)
                 if left.cases or any(one.failed is None for one in left.ended):
                     self._score(left, scorer)
                 self._tell(chunk.ended)
@@ -279,9 +275,11 @@ class Job:
             templates = len({one.unit.task.template for one in usable})
             label_sets = len({one.unit.task.label_set for one in usable})
             words = f" with {label_sets} label sets" if label_sets > 1 else ""
-            self.progress.tell(
-                f"{name}: {templates} templates{words}, {examples} examples{_drops(units)}"
-            )
+            drops = _drops(units)
+            if not self.progress.is_small or _WARNING in drops:
+                self.progress.tell(
+                    f"{name}: {templates} templates{words}, {examples} examples{drops}"
+                )
             for one in units:
                 if one not in usable:
                     why = one.failed or f"no example can be used{_drops([one])}"
@@ -336,7 +334,7 @@ def _drops(units: Sequence[Building]) -> str:
     if dropped:
         listed = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
         share = dropped.total() / sum(one.counts.rows for one in units)
-        warning = "warning: " if share > DROPS_TOLERATED else ""
+        warning = _WARNING if share > DROPS_TOLERATED else ""
         parts.append(f"{warning}dropped {share:.1%} ({listed})")
     for name in ("inputs_cut", "targets_cut", "duplicate_choices", "same_ids"):
         if number := sum(getattr(one.counts, name) for one in units):

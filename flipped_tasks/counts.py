@@ -40,10 +40,52 @@ class Tally:
             return self.read
 
 
+@dataclasses.dataclass(frozen=True)
+class TaskCounts:
+    """What became of the rows of one task so far in this process.
+
+    Attributes:
+      task: its name.
+      rows: labelled and unlabelled rows.
+      unlabelled: reason -> rows that were left out before.
+      given: examples that were used.
+      dropped: reason -> examples that were dropped.
+      cut: reason -> examples that were truncated or lack something, and were used.
+    """
+
+    task: str
+    rows: int
+    unlabelled: Mapping[str, int]
+    given: int
+    dropped: Mapping[str, int]
+    cut: Mapping[str, int]
+
+    @property
+    def is_warned(self) -> bool:
+        """Whether a larger share than `TOLERATED` was lost."""
+        dropped, unlabelled = sum(self.dropped.values()), sum(self.unlabelled.values())
+        share = dropped / max(1, dropped + self.given)
+        return max(share, unlabelled / max(1, self.rows)) > TOLERATED
+
+
+def of_task(
+    name: str, counts: Mapping[str, int], given: int, unlabelled: Mapping[str, int], rows: int
+) -> TaskCounts:
+    """The counts of one task, what was cut apart from what was dropped."""
+    return TaskCounts(
+        task=name,
+        rows=rows,
+        unlabelled=dict(unlabelled),
+        given=given,
+        dropped={key: n for key, n in counts.items() if key not in CUTS},
+        cut={key: n for key, n in counts.items() if key in CUTS},
+    )
+
+
 def line(
     name: str, counts: Mapping[str, int], given: int, unlabelled: Mapping[str, int], rows: int
 ) -> list[str]:
-    """The line of one task, [] where there is nothing to tell; it begins with 'warning' above 5%.
+    """The counts of one task as a line, for warnings while it runs; [] where there is nothing to say.
 
     Args:
       counts: reason → examples that were dropped or cut.
@@ -51,22 +93,22 @@ def line(
       unlabelled: reason → rows that were left out before.
       rows: labelled and unlabelled rows.
     """
-    dropped = Counter({key: n for key, n in counts.items() if key not in CUTS})
-    cut = Counter({key: n for key, n in counts.items() if key in CUTS})
+    found = of_task(name, counts, given, unlabelled, rows)
     parts = []
-    share = dropped.total() / max(1, dropped.total() + given)
-    lost = sum(unlabelled.values()) / max(1, rows)
-    if unlabelled:
-        parts.append(f"{_listed(unlabelled)} of {rows} rows ({lost:.1%})")
-    if dropped:
-        parts.append(f"dropped {share:.1%} ({_listed(dropped)}; {given} given)")
-    if cut:
-        parts.append(f"of {given} given: {_listed(cut)}")
+    if found.unlabelled:
+        lost = sum(unlabelled.values()) / max(1, rows)
+        parts.append(f"{listed(found.unlabelled)} of {rows} rows ({lost:.1%})")
+    if found.dropped:
+        dropped = sum(found.dropped.values())
+        share = dropped / max(1, dropped + given)
+        parts.append(f"dropped {share:.1%} ({listed(found.dropped)}; {given} given)")
+    if found.cut:
+        parts.append(f"of {given} given: {listed(found.cut)}")
     if not parts:
         return []
-    head = "warning: " if max(share, lost) > TOLERATED else ""
-    return [f"{head}{name}: {'; '.join(parts)}"]
+    return [f"{'warning: ' if found.is_warned else ''}{name}: {'; '.join(parts)}"]
 
 
-def _listed(counts: Mapping[str, int]) -> str:
+def listed(counts: Mapping[str, int]) -> str:
+    """Such as "3 empty_target, 1 no_choices"."""
     return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))

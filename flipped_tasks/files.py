@@ -13,7 +13,7 @@ import orjson
 
 from flipped_core import bounded
 from flipped_core.errors import UserError
-from flipped_tasks.row_values import MAX_ROW_BYTES, clean_row, fit_columns, read_line
+from flipped_tasks.row_values import MAX_ROW_BYTES, clean_row, fit_columns, parse_cell, read_line
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
 _WHOLE_NUMBER = re.compile(r"([+-]?[0-9]{1,18})(?:\.0*)?")
@@ -164,7 +164,6 @@ def read_csv(
       UserError: the file cannot be read, names a column twice, or a cell is not of its column's type; names the line.
     """
     csv.field_size_limit(MAX_ROW_BYTES)
-    readers = {name: _READERS.get(_kind(kind), orjson.loads) for name, kind in columns.items()}
     names = renamed or {}
     try:
         with open(path, "rb") as file:
@@ -174,11 +173,13 @@ def read_csv(
             for row in reader:
                 where = f"{path}, line {reader.line_num}"
                 found = {names.get(name, name): cell for name, cell in row.items()}
-                found = clean_row(_typed(found, readers, where), where)
+                found = clean_row(_typed(found, columns, where), where)
                 fit_columns(found, columns, where)
                 yield found
-    except (OSError, csv.Error) as error:
+    except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.reader.line_num}: not CSV: {error}") from error
 
 
 def _decoded(lines: Iterator[bytes], path: pathlib.Path) -> Iterator[str]:
@@ -195,24 +196,24 @@ def _check_header(names: Sequence[str], path: pathlib.Path) -> None:
             raise UserError(f"{path}: expected each column once in the header, got {name!r} twice")
 
 
-def _kind(kind: Any) -> str:
-    return kind if isinstance(kind, str) else "json"
-
-
-def _typed(
-    row: dict[Any, Any], readers: Mapping[str, Callable[[str], Any]], where: str
-) -> dict[str, Any]:
+def _typed(row: dict[Any, Any], columns: Mapping[str, Any], where: str) -> dict[str, Any]:
     if None in row or None in row.values():
-        raise UserError(f"{where}: expected {len(row) - (None in row)} cells as in the header")
-    for name, read in readers.items():
-        if name in row:
-            try:
-                row[name] = read(row[name])
-            except ValueError:
-                wanted = "a whole number" if read is _read_int else "JSON"
-                raise UserError(
-                    f"{where}: column {name!r}: expected {wanted}, got {row[name][:60]!r}"
-                ) from None
+        cells = list(row.values())
+        expected = len(cells) - (None in row)
+        got = expected - cells.count(None) + len(row.get(None, ()))
+        raise UserError(f"{where}: expected {expected} cells as in the header, got {got}")
+    for name, kind in columns.items():
+        if name not in row:
+            continue
+        if not isinstance(kind, str):
+            row[name] = parse_cell(row[name], f"{where}: column {name!r}")
+            continue
+        try:
+            row[name] = _READERS[kind](row[name])
+        except ValueError:
+            raise UserError(
+                f"{where}: column {name!r}: expected a whole number, got {row[name][:60]!r}"
+            ) from None
     return row
 
 
@@ -220,6 +221,8 @@ def _read_int(cell: str) -> int | None:
     text = cell.strip()
     if not text:
         return None
+    if text in _BOOLEANS:
+        return int(_BOOLEANS[text])
     if (number := _WHOLE_NUMBER.fullmatch(text)) is None:
         raise ValueError(cell)
     return int(number[1])

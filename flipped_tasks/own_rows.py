@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
-from flipped_core.errors import UserError, unknown
+from flipped_core.errors import UserError, is_utf8, shown, unknown
 from flipped_tasks.files import SUFFIXES, read_file, read_files, split_files
 from flipped_tasks.row_values import clean_row, fit_columns
 
@@ -34,10 +34,14 @@ class OwnRows:
         self._source = source
         self._seen: dict[str, list[bytes]] = {}  # rows of iterators, which give them once
         if isinstance(source, Mapping):
+            if not source:
+                raise UserError(
+                    f"dataset {dataset!r}: source: expected at least one split, got none"
+                )
             for split in source:
-                if not isinstance(split, str) or not split or "/" in split:
+                if not isinstance(split, str) or not split or "/" in split or not is_utf8(split):
                     raise UserError(
-                        f"dataset {dataset!r}: source: expected names of splits, without '/', got {split!r}"
+                        f"dataset {dataset!r}: source: expected names of splits, without '/', got {shown(split)}"
                     )
         elif not isinstance(source, str | pathlib.Path):
             raise UserError(
@@ -78,7 +82,7 @@ class OwnRows:
                 payloads.append(self._payload(row, len(payloads) + 1))
         except UserError:
             raise
-        except Exception as error:  # noqa: BLE001 - the user's own code
+        except (Exception, SystemExit, GeneratorExit) as error:  # noqa: BLE001 - the user's own code
             raise UserError(
                 f"{where}: source: after {len(payloads)} rows: {type(error).__name__}: {error}"
             ) from error

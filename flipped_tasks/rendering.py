@@ -33,7 +33,6 @@ _TRUNCATE = " | string | truncate(2048) }}"
 _RNG = "random generator"  # has a space: no template can name it
 _PIECES_AT_ONCE = 32  # between two looks at what a template has written
 _DRAWING_FILTERS = frozenset({"choice", "random"})
-_COMPILE_ERRORS = (RecursionError, MemoryError, SyntaxError, ValueError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,8 @@ class CompiledTemplate:
             self._set_up(spec)
         except UserError:
             raise
-        except _COMPILE_ERRORS as error:  # such as brackets nested 200 deep
+        except Exception as error:
+            # Brackets nested 200 deep, or a constant that Jinja computes beforehand: {{ {[]: 1} }}
             why = "nested too deep" if isinstance(error, RecursionError) else error
             raise UserError(f"{self._where}: cannot be compiled: {why}") from error
 

@@ -64,6 +64,11 @@ def read_line(line: bytes, columns: Mapping[str, Any], where: str, row_where: st
     return line if same else orjson.dumps(row)
 
 
+def parse_cell(text: str, where: str) -> Any:
+    """A list or dict that a cell of CSV holds as JSON, read as strictly as a line; `clean_row` looks at its values."""
+    return _parse_exactly(text.encode(), where)
+
+
 def parse_row(line: bytes, where: str) -> Row:
     """A row from JSON in UTF-8, with or without a byte order mark; see `read_line`."""
     return _parse(line.removeprefix(_BOM).strip(), where, "a JSON object")[0]
@@ -100,6 +105,7 @@ def _keys(value: Any, depth: int) -> int:
 
 
 def _parse_exactly(line: bytes, where: str) -> Any:
+    """JSON with every key, digit and nesting checked, and with what Python's parser adds to JSON."""
     if line.startswith((b"\xff\xfe", b"\xfe\xff")) or line[:4].count(0) >= 2:
         raise UserError(f"{where}: expected UTF-8, got UTF-16 or UTF-32; save the file as UTF-8")
     if line.startswith(b"\x1f\x8b"):
@@ -108,7 +114,7 @@ def _parse_exactly(line: bytes, where: str) -> Any:
         row = json.loads(
             line.decode("utf-8"),
             object_pairs_hook=lambda pairs: _unique(pairs, where),
-            parse_constant=lambda word: math.nan if word == "NaN" else math.inf,
+            parse_constant=float,
             parse_int=_parse_int,
         )
     except UnicodeDecodeError as error:
@@ -219,10 +225,10 @@ def _convert(value: Any, where: str, path: tuple[Any, ...], depth: int) -> Any:
     if isinstance(value, decimal.Decimal):
         if value.is_nan():
             return None
-        whole = value.is_finite() and value == value.to_integral_value()
-        return _clean(
-            int(value) if whole and abs(value) < _EXACT else float(value), where, path, depth
-        )
+        if not value.is_finite() or value != value.to_integral_value():
+            return _clean(float(value), where, path, depth)
+        # 1E+999999 would be a whole number of a million digits.
+        return _clean(int(value) if value.adjusted() < 20 else _EXACT, where, path, depth)
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")

@@ -24,7 +24,7 @@ import tensorflow as tf
 from flipped_core.errors import UserError, unknown
 from flipped_tasks import tokens
 from flipped_tasks.caching import SharedCacheTask
-from flipped_tasks.counts import Tally, line
+from flipped_tasks.counts import Tally, TaskCounts, line, of_task
 from flipped_tasks.datasets import check_template, get_dataset, slug, training_templates
 from flipped_tasks.drafts import Draft, TemplateWriter, Write
 from flipped_tasks.draws import draw
@@ -358,8 +358,8 @@ def drop_counts(task: str | RowTask, split: str = "train") -> Counter[str]:
     return found.tally.reasons + found.rows.payloads(split).dropped
 
 
-def count_lines(mixture: str, split: str = "train") -> list[str]:
-    """One line for each task of a mixture that dropped or cut something so far in this process.
+def mixture_counts(mixture: str, split: str = "train") -> list[TaskCounts]:
+    """The counts of each task of a mixture that dropped or cut something so far in this process.
 
     An example that a template drops and another renders counts as given, and as a drop.
 
@@ -367,12 +367,19 @@ def count_lines(mixture: str, split: str = "train") -> list[str]:
       mixture: the name of a mixture or task in SeqIO's registries.
       split: whose unlabelled rows are counted.
     """
-    provider = seqio.get_mixture_or_task(mixture)
-    tasks = provider.tasks if isinstance(provider, seqio.Mixture) else [provider]
-    told = []
-    for task in tasks:
-        if isinstance(task, RowTask) and split in task.splits:
+    found = []
+    for task in row_tasks(mixture):
+        if split in task.splits:
             unlabelled = task.rows.payloads(split).dropped
             rows = task.rows.num_input_examples(split) + sum(unlabelled.values())
-            told += line(task.name, task.tally.reasons, task.tally.given, unlabelled, rows)
-    return told
+            if unlabelled or task.tally.reasons:
+                tally = task.tally
+                found.append(of_task(task.name, tally.reasons, tally.given, unlabelled, rows))
+    return found
+
+
+def row_tasks(mixture: str) -> list[RowTask]:
+    """The tasks of a mixture, or a task itself, that read rows."""
+    provider = seqio.get_mixture_or_task(mixture)
+    tasks = provider.tasks if isinstance(provider, seqio.Mixture) else [provider]
+    return [task for task in tasks if isinstance(task, RowTask)]

@@ -38,6 +38,8 @@ set -u
 # JAX takes three quarters of a GPU's memory where nothing else is said.
 export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/flipped/xla}
+# srun ends with the highest code of all processes: that of a mistake has to be higher than those of signals.
+export MISTAKE_CODE=200
 
 data=()
 [[ $DATA_DIR != None ]] && data=(--data_dir="$DATA_DIR")
@@ -63,6 +65,7 @@ restarts=0
 while :; do
   start &
   step=$!
+  [[ -n $stopped ]] && kill -TERM "$step" 2>/dev/null # it came before there was a step
   wait "$step"
   code=$?
   if [[ -n $stopped ]]; then
@@ -71,7 +74,7 @@ while :; do
   fi
   case $code in
     0) echo "done" && exit 0 ;;
-    2) echo "not started again: the settings are wrong (code 2)" && exit 2 ;;
+    "$MISTAKE_CODE") echo "not started again: the settings are wrong, or a disk is full (code 2)" && exit 2 ;;
   esac
   if [[ -n $stopped ]]; then
     echo "stopped; the job goes back into the queue"

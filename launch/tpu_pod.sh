@@ -30,7 +30,7 @@ PYTHON=${PYTHON:-.venv/bin/python}               # on the workers
 INSTALL=${INSTALL:-bash launch/install.sh tpu,gcs}
 MAX_RESTARTS=${MAX_RESTARTS:-20}                 # after failures; 'run' only
 POLL=${POLL:-30}                                 # seconds between looks at the workers
-GRACE=${GRACE:-400}                              # seconds in which the other workers may end after the first
+GRACE=${GRACE:-200}                              # seconds in which the other workers may end after the first
 
 set -u -o pipefail
 # shellcheck disable=SC2206 # several flags in one variable
@@ -101,20 +101,21 @@ make_ready() { # a pod with the project, whatever is there now
   copy && copied=1
 }
 
-# Waits until all workers have ended, or one has failed; prints its verdict: done, mistake or failed.
+# Waits until all workers have ended, or one has failed; prints its verdict: done, mistake or failed. Workers that
+# failed otherwise decide only after GRACE seconds: one of the others may have had the mistake and still be ending.
 outcome() {
-  local states failed_at=""
+  local states ended_at="" failure='worker lost|worker ended ([13-9]|[1-9][0-9]+)$'
   while :; do
     if ! states=$(status 2>/dev/null); then # a worker cannot be reached
       ready || { echo failed && return; }
-    elif grep -qE 'worker lost|worker ended ([13-9]|[1-9][0-9]+)$' <<<"$states"; then
-      echo failed && return
+    elif grep -q 'worker ended 2$' <<<"$states"; then
+      echo mistake && return
     elif ! grep -q 'worker running' <<<"$states" && [[ -n $states ]]; then
-      grep -q 'worker ended 2$' <<<"$states" && echo mistake && return
+      grep -qE "$failure" <<<"$states" && echo failed && return
       echo "done" && return
-    elif grep -q 'worker ended' <<<"$states"; then # the others should end too
-      failed_at=${failed_at:-$SECONDS}
-      ((SECONDS - failed_at > GRACE)) && echo failed && return
+    elif grep -qE 'worker lost|worker ended' <<<"$states"; then # the others should end too
+      ended_at=${ended_at:-$SECONDS}
+      ((SECONDS - ended_at > GRACE)) && echo failed && return
     fi
     sleep "$POLL"
   done
@@ -135,7 +136,8 @@ run() {
     case $verdict in
       done) echo "done: bash launch/tpu_pod.sh delete" && return 0 ;;
       mistake)
-        echo "not started again: the settings are wrong (code 2)"
+        echo "not started again: the settings are wrong, or a disk is full (code 2)"
+        stop 2>/dev/null
         return 2
         ;;
     esac

@@ -55,7 +55,7 @@ def _once(what: str, action: Callable[[], Any]) -> None:
         action()
     except UserError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a user's module raises
+    except (Exception, SystemExit, GeneratorExit) as error:  # noqa: BLE001 - whatever a user's module raises
         raise UserError(f"{what}: {type(error).__name__}: {error}{_line(error)}") from error
     _loaded.add(what)
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flipped_core import bounded
-from flipped_core.errors import UserError, nearest, shown
+from flipped_core.errors import UserError, is_utf8, nearest, shown
 from flipped_tasks import promptsource
 from flipped_tasks.datasets import (
     DatasetSpec,
@@ -34,6 +34,7 @@ from mixtures import catalog as _catalog  # noqa: F401  (its names are taken)
 
 RECIPE = "train"  # the mixture of the catalog's training datasets: direct_train, channel_train, flipped_train
 _ADDED: dict[str, dict[str, float]] = {}  # mixture → dataset → rate
+_SHARES: dict[str, dict[str, float]] = {}  # mixture → dataset → share of the examples
 _OWN: list[str] = []
 _BEFORE: dict[str, DatasetSpec] = {}  # datasets as they were before templates were left out
 
@@ -82,9 +83,13 @@ def add_dataset(
     Raises:
       UserError: the name is taken, a template is without choices or not valid, or `columns` lacks the label column.
     """
-    if not isinstance(name, str) or not slug(name):
-        raise UserError(f"dataset name: expected letters or digits, got {name!r}")
-    _check_labels(name, label_column, label_values, unlabelled)
+    if not isinstance(name, str) or not slug(name) or not is_utf8(name):
+        raise UserError(f"dataset name: expected letters or digits, got {shown(name)}")
+    _check_labels(name, label_column, label_values, label_in, unlabelled)
+    if columns is not None and not isinstance(columns, Mapping):
+        raise UserError(
+            f"dataset {name!r}: columns: expected {{column: type}}, got {shown(columns)}"
+        )
     taken = {slug(other).replace(".", "_"): other for other in dataset_names()}
     if (other := taken.get(slug(name).replace(".", "_"))) is not None:
         raise UserError(
@@ -117,15 +122,24 @@ def _check_labels(
     name: str,
     label_column: str,
     label_values: Sequence[Any] | None,
+    label_in: str | None,
     unlabelled: Sequence[Any],
 ) -> None:
-    if not isinstance(label_column, str):
-        raise UserError(
-            f"dataset {name!r}: label_column: expected the name of a column, got {label_column!r}"
-        )
+    for field, column in (("label_column", label_column), ("label_in", label_in)):
+        if not isinstance(column, str) and not (column is None and field == "label_in"):
+            raise UserError(
+                f"dataset {name!r}: {field}: expected the name of a column, got {shown(column)}"
+            )
     for field, values in (("label_values", label_values), ("unlabelled", unlabelled)):
-        if values is not None and not isinstance(values, list | tuple | range):
-            raise UserError(f"dataset {name!r}: {field}: expected a list, got {values!r}")
+        if values is None and field == "label_values":
+            continue
+        if not isinstance(values, list | tuple | range):
+            raise UserError(f"dataset {name!r}: {field}: expected a list, got {shown(values)}")
+        for value in values:
+            if not isinstance(value, str | int | float | None):
+                raise UserError(
+                    f"dataset {name!r}: {field}: expected texts and numbers, got {shown(value)}"
+                )
 
 
 def _label_type(label_values: Sequence[Any] | None) -> str:
@@ -164,6 +178,8 @@ def _templates(
     names = [slug(spec.name) for spec in specs]
     for spec in specs:
         where = f"template {spec.name!r} of {dataset}"
+        if not spec.name.strip() or not is_utf8(spec.name):
+            raise UserError(f"{where}: name: expected a text that UTF-8 can hold, not empty")
         if names.count(slug(spec.name)) > 1:
             raise UserError(f"{where}: expected names that differ, got it twice")
         if not (spec.answer_choices or "").strip():
@@ -220,28 +236,52 @@ def _check_fixed_choices(spec: TemplateSpec, where: str) -> None:
         )
 
 
-def add_to_mixture(mixture: str, dataset: str, rate: float) -> None:
+def add_to_mixture(
+    mixture: str, dataset: str, rate: float | None = None, *, share: float | None = None
+) -> None:
     """Mixes a dataset in, for every method: 'train' stands for direct_train, channel_train and flipped_train.
+
+    Give either `rate` or `share`.
 
     Args:
       mixture: 'train', to which the catalog's datasets belong, or a name of one's own.
       dataset: any that is registered.
       rate: how often it is drawn, in the unit of the others: in 'train' the number of training examples.
+      share: the expected share of the mixture's examples, such as 0.1; those with a rate divide the rest.
 
     Raises:
-      UserError: an unknown dataset, one that is in the mixture already, or a rate that is not above 0.
+      UserError: an unknown dataset, one that is in the mixture already, neither or both of rate and share, a rate that
+        is not above 0, or shares that are not above 0 or leave nothing to the others.
     """
     get_dataset(dataset)
     if not slug(mixture) or slug(mixture) != mixture or mixture.endswith("_by_template"):
         raise UserError(f"mixture: expected letters, digits and _, got {mixture!r}")
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
-        raise UserError(
-            f"mixture {mixture!r}, dataset {dataset!r}: rate: expected a number above 0, got {rate!r}"
-        )
-    inside = _ADDED.setdefault(mixture, {})
+    where = f"mixture {mixture!r}, dataset {dataset!r}"
+    if (rate is None) == (share is None):
+        got = "neither" if rate is None else "both"
+        raise UserError(f"{where}: expected either rate or share, got {got}")
+    if rate is not None and not _is_number(rate, math.inf):
+        raise UserError(f"{where}: rate: expected a number above 0, got {rate!r}")
+    if share is not None and not _is_number(share, 1):
+        raise UserError(f"{where}: share: expected a number between 0 and 1, got {share!r}")
+    inside = {**_ADDED.get(mixture, {}), **_SHARES.get(mixture, {})}
     if dataset in inside or (mixture == RECIPE and dataset in _catalog.TRAINING):
         raise UserError(f"mixture {mixture!r} has dataset {dataset!r} already; expected it once")
-    inside[dataset] = float(rate)
+    if rate is not None:
+        _ADDED.setdefault(mixture, {})[dataset] = float(rate)
+        return
+    assert share is not None
+    total = share + sum(_SHARES.get(mixture, {}).values())
+    if total >= 1:
+        raise UserError(
+            f"{where}: share: expected shares whose sum is below 1, got {total:g} with those of the other datasets"
+        )
+    _SHARES.setdefault(mixture, {})[dataset] = float(share)
+
+
+def _is_number(value: Any, limit: float) -> bool:
+    """Whether it is a number above 0 and below `limit`."""
+    return not isinstance(value, bool) and isinstance(value, int | float) and 0 < value < limit
 
 
 def exclude_templates(templates: Mapping[str, Sequence[str]], why: str = "left out") -> None:
@@ -270,13 +310,35 @@ def exclude_templates(templates: Mapping[str, Sequence[str]], why: str = "left o
 
 
 def added(mixture: str = RECIPE) -> dict[str, float]:
-    """dataset → rate of what was added to a mixture."""
+    """dataset → rate of what was added to a mixture with a rate."""
     return dict(_ADDED.get(mixture, {}))
 
 
+def with_shares(mixture: str, rates: Mapping[str, float]) -> dict[str, float]:
+    """dataset → rate of all of a mixture, those that were added with a share included.
+
+    Args:
+      mixture: its name.
+      rates: of the datasets that have a rate.
+
+    Raises:
+      UserError: no dataset has a rate, so that the shares leave a part of the examples to none.
+    """
+    shares = _SHARES.get(mixture, {})
+    if not shares:
+        return dict(rates)
+    if not rates:
+        raise UserError(
+            f"mixture {mixture!r}: expected at least one dataset with a rate, which takes what the shares leave, got "
+            f"shares only, of {', '.join(shares)}"
+        )
+    whole = sum(rates.values()) / (1 - sum(shares.values()))
+    return {**rates, **{dataset: share * whole for dataset, share in shares.items()}}
+
+
 def mixture_names() -> list[str]:
-    """'train' and the names of one's own mixtures, sorted."""
-    return sorted({RECIPE, *_ADDED})
+    """'train' and the names of custom mixtures, sorted."""
+    return sorted({RECIPE, *_ADDED, *_SHARES})
 
 
 def own_datasets() -> list[str]:
@@ -292,6 +354,7 @@ def forget_all() -> None:
     for name in own_datasets():
         forget(name)
     _ADDED.clear()
+    _SHARES.clear()
 
 
 def forget(name: str) -> None:
@@ -300,7 +363,8 @@ def forget(name: str) -> None:
         _OWN.remove(name)
         forget_dataset(name)
         promptsource.forget_templates(name)
-    for inside in _ADDED.values():
-        inside.pop(name, None)
-    for mixture in [mixture for mixture, inside in _ADDED.items() if not inside]:
-        del _ADDED[mixture]
+    for mixtures in (_ADDED, _SHARES):
+        for inside in mixtures.values():
+            inside.pop(name, None)
+        for mixture in [mixture for mixture, inside in mixtures.items() if not inside]:
+            del mixtures[mixture]

@@ -73,13 +73,13 @@ def mixture_rates(
       datasets: stand for the catalog's training datasets.
 
     Raises:
-      UserError: no such mixture.
+      UserError: no such mixture, or one of shares only.
     """
     if mixture not in own.mixture_names():
         raise unknown("mixture", mixture, own.mixture_names())
     if datasets is None:
         datasets = catalog.TRAINING if mixture == own.RECIPE else ()
-    return dataset_rates(datasets, rates, data_dir) | own.added(mixture)
+    return own.with_shares(mixture, dataset_rates(datasets, rates, data_dir) | own.added(mixture))
 
 
 def register(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from typing import Any
 
 from etils import epath
@@ -81,5 +81,6 @@ def _is_key(value: Any) -> bool:
 
 def _are_sums(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        type(number) in (int, float) and math.isfinite(number) for number in value.values()
+        type(number) in (int, float) and abs(number) <= sys.float_info.max
+        for number in value.values()
     )

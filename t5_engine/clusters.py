@@ -9,14 +9,16 @@ the same numbers of processes, and handed to `jax.distributed.initialize`.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 
-from flipped_core.errors import UserError
+from flipped_core.errors import UserError, shown
 
 CHECK_IN_PORT = 8477
+_MOST_HOSTS = 2**16
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 _JOBSET = ("JOBSET_NAME", "REPLICATED_JOB_NAME", "JOB_COMPLETION_INDEX", "PODS_PER_JOB")
 _METADATA = "http://{}/computeMetadata/v1/instance/attributes/{}"
@@ -238,17 +240,39 @@ def _job_set(environment: Environment) -> Group:
 
 
 def expand_hosts(names: str) -> list[str]:
-    """SLURM's short form, such as "node[01-03,7],login", as single names."""
-    hosts = []
-    for name, numbers, tail in re.findall(r"([^,\[]+)(?:\[([^\]]*)\])?([^,\[]*)", names):
-        for part in numbers.split(",") if numbers else [""]:
-            first, _, last = part.partition("-")
-            if not last:
-                hosts.append(f"{name}{first}{tail}")
-                continue
-            width = len(first)
-            hosts += [f"{name}{n:0{width}}{tail}" for n in range(int(first), int(last) + 1)]
+    """SLURM's short form, such as "node[01-03,7],rack[1-2]gpu[1-4]", as single names.
+
+    Raises:
+      UserError: it is none.
+    """
+    hosts: list[str] = []
+    for word in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", names):
+        parts = re.split(r"\[([^\]]*)\]", word)  # text, numbers, text, …
+        choices = [_numbers(part, names) if n % 2 else [part] for n, part in enumerate(parts)]
+        hosts += map("".join, itertools.product(*choices))
+    if not hosts:
+        raise _no_hosts(names)
     return hosts
+
+
+def _numbers(written: str, names: str) -> list[str]:
+    """ "01-03,7" as single numbers."""
+    numbers: list[str] = []
+    for part in written.split(","):
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if not found:
+            raise _no_hosts(names)
+        first, last = found[1], found[2] or found[1]
+        if int(last) - int(first) > _MOST_HOSTS:
+            raise _no_hosts(names)
+        numbers += [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
+    return numbers
+
+
+def _no_hosts(names: str) -> UserError:
+    return UserError(
+        f"SLURM_STEP_NODELIST: expected names of hosts, such as node[01-03,7], got {shown(names)}"
+    )
 
 
 def cloud_metadata(environment: Environment, timeout: float = 5.0) -> Metadata:

@@ -46,7 +46,7 @@ class T5Config:
     )
     dtype: str = setting("Type of the activations.", "float32", macro="DTYPE", choices=DTYPES)
     relative_attention_num_buckets: int = setting(
-        "Columns of the relative-position table, of which each stack has one.", 32, minimum=1
+        "Columns of the relative-position table, of which each stack has one.", 32, minimum=4
     )
     relative_attention_max_distance: int = setting(
         "Distances beyond it share the last bucket.", 128, unit="tokens", minimum=1
@@ -89,6 +89,11 @@ class T5Config:
         check_fields(self)
         if self.attention == "cudnn" and self.dtype != "bfloat16":
             raise UserError(f"attention 'cudnn': expected dtype 'bfloat16', got {self.dtype!r}")
+        if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 2:
+            raise UserError(  # the logarithmic buckets would have no distance left
+                "relative_attention_max_distance: expected more than half of relative_attention_num_buckets, got "
+                f"{self.relative_attention_max_distance} and {self.relative_attention_num_buckets}"
+            )
 
     @property
     def joined_kv(self) -> int:
@@ -168,3 +173,11 @@ def size(name: str, **changes: Any) -> T5Config:
     if name not in SIZES:
         raise unknown("model size", name, SIZES)
     return SIZES[name].replace(**changes)
+
+
+def size_name(config: T5Config) -> str | None:
+    """The name in `SIZES` of the model's size; None where it is of none of them."""
+    for name, known in SIZES.items():
+        if all(getattr(known, field) == getattr(config, field) for field in STRUCTURE_FIELDS):
+            return name
+    return None

@@ -195,15 +195,10 @@ def config_from_fields(fields: Mapping[str, Any], where: str) -> T5Config:
                 f"{where}: {name}: expected a number from {least} to {greatest}, got {_short(value)}"
             )
         numbers[name] = float(value)
-    distance, buckets = (
-        numbers[f"relative_attention_{n}"] for n in ("max_distance", "num_buckets")
-    )
-    if buckets < 4 or distance <= buckets // 2:
-        raise UserError(
-            f"{where}: relative_attention_max_distance: expected more than half of "
-            f"relative_attention_num_buckets, of which at least 4, got {distance} and {buckets}"
-        )
-    return T5Config(**numbers)
+    try:
+        return T5Config(**numbers)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _short(value: Any) -> str:

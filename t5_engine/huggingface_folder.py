@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-import tempfile
+import shutil
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from flipped_core import hub, uploads
+from flipped_core import files, hub, uploads
 from flipped_core.errors import UserError, unknown
 from flipped_core.paths import is_bucket, to_path
 from t5_engine import huggingface, tensor_files
@@ -33,6 +34,7 @@ from t5_engine.weights import (
 CONFIG = hub.CONFIG
 WHOLE = tensor_files.SAFETENSORS
 INDEX = WHOLE + tensor_files.INDEX_SUFFIX
+EMBEDDING: Path = ("token_embedder", "embedding")
 SHARD_BYTES = 4 * 2**30
 DTYPES = {"float32": ("F32", np.float32), "bfloat16": ("BF16", ml_dtypes.bfloat16)}
 
@@ -42,6 +44,7 @@ class HuggingFaceWeights(Weights):
 
     Attributes:
       files: those that hold the tensors; of a repository of the hub, in its client's cache.
+      copies: the further names of the embedding that they have.
     """
 
     layout = "hf"
@@ -59,43 +62,47 @@ class HuggingFaceWeights(Weights):
         """
         self.path, self.config = _read_config(path)
         self.step = 0
-        self._copies_in: tempfile.TemporaryDirectory[str] | None = None
+        self._copies_in: pathlib.Path | None = None
         if hub.is_reference(self.path):
-            files = hub.download(self.path, tensor_files.find)
+            self.files = hub.download(self.path, tensor_files.find)
         else:
-            files = tensor_files.find(self.path, self._found)
-        self.files = files
-        self._tensors = Tensors(files)
+            self.files = tensor_files.find(self.path, self._found)
+        self._tensors = Tensors(self.files)
         expected = huggingface.shapes(self.config)
         known = {*huggingface.COPIES, *huggingface.UNUSED} - set(expected)
         found = [name for name in self._tensors if name not in known]
         refuse_other_names(self.path, list(expected), found)
         for name, shape in expected.items():
             refuse_other_shape(name, shape, self._tensors.shape(name))
-        self._copies = [name for name in huggingface.COPIES if name in self._tensors]
-        for name in self._copies:
+        self.copies = [name for name in huggingface.COPIES if name in self._tensors]
+        for name in self.copies:
             refuse_other_shape(name, expected["shared.weight"], self._tensors.shape(name))
 
-    def _found(self, name: str) -> pathlib.Path | None:
-        """A file of the folder; from a bucket it is copied to a temporary folder that lives as long as this object."""
+    def _found(self, name: str) -> tensor_files.File | None:
+        """A file of the folder.
+
+        Of a bucket, safetensors and JSON are read where they are; `pytorch_model.bin` is copied to a temporary folder,
+        which is removed with this object.
+        """
         file = to_path(self.path) / name
         if not file.is_file():
             return None
         if not is_bucket(file):
             return pathlib.Path(file)
+        if not name.endswith(".bin"):
+            return file
         if self._copies_in is None:
-            self._copies_in = tempfile.TemporaryDirectory(
-                prefix="flipped.", ignore_cleanup_errors=True
-            )
-        copy = pathlib.Path(self._copies_in.name) / name
+            self._copies_in = files.make_temporary_folder()
+            weakref.finalize(self, shutil.rmtree, self._copies_in, ignore_errors=True)
+        copy = self._copies_in / name
         if not copy.exists():
             uploads.download_file(file, copy)
         return copy
 
     def leaf(self, path: Path) -> np.ndarray:
         leaf = huggingface.join(self.config, path, self._tensors)
-        if path == ("token_embedder", "embedding"):
-            for name in self._copies:
+        if path == EMBEDDING:
+            for name in self.copies:
                 if not np.array_equal(self._tensors[name].astype(np.float32), leaf, equal_nan=True):
                     raise UserError(
                         f"{self.path}: {name} differs from shared.weight: T5.1.1 has one table for the words "
@@ -200,7 +207,7 @@ def _plan(weights: Weights, itemsize: int, shard_bytes: int) -> list[dict[str, t
         shape = leaf.shape if layers_of(weights.config, path) is None else leaf.shape[1:]
         size = math.prod(shape) * itemsize
         theirs = shape[::-1] if huggingface.is_transposed(path) else shape
-        for name in huggingface.names_of(weights.config, path):
+        for name in _names(weights, path):
             if filled and filled + size > shard_bytes:
                 shards.append({})
                 filled = 0
@@ -209,14 +216,25 @@ def _plan(weights: Weights, itemsize: int, shard_bytes: int) -> list[dict[str, t
     return shards
 
 
+def _names(weights: Weights, path: Path) -> list[str]:
+    """Their names of one of our leaves, of the embedding with its copies.
+
+    With `tie_word_embeddings=False`, which programs that call `tie_weights()` need, transformers 5 reads them too.
+    """
+    names = huggingface.names_of(weights.config, path)
+    return [*names, *huggingface.COPIES] if path == EMBEDDING else names
+
+
 def _tensors(weights: Weights, kind: Any) -> Iterator[tuple[str, memoryview]]:
     """(name, bytes) of each tensor."""
     for path, expected in leaves(weights.config).items():
         leaf = weights.leaf(path)
         refuse_other_shape("/".join(path), expected.shape, leaf.shape)
         for name, array in huggingface.split(weights.config, path, leaf):
-            whole = np.ascontiguousarray(array, dtype=kind)
-            yield name, whole.reshape(-1).view(np.uint8).data
+            data = np.ascontiguousarray(array, dtype=kind).reshape(-1).view(np.uint8).data
+            yield name, data
+            for copy in huggingface.COPIES if path == EMBEDDING else ():
+                yield copy, data
 
 
 def _header(shard: Mapping[str, Sequence[int]], code: str, itemsize: int) -> bytes:

@@ -5,6 +5,7 @@ The mesh has two axes: `data`, over which the batch is split, and `model`, over 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import math
@@ -39,6 +40,8 @@ def make_mesh(model_parallelism: int = 1, devices: Sequence[jax.Device] | None =
       UserError: `model_parallelism` does not divide the devices of a slice or node, or these are of different sizes.
     """
     devices = jax.devices() if devices is None else devices
+    slices = devices_by_slice(devices)
+    _check_equal(slices)
     if model_parallelism < 1 or len(devices) % model_parallelism:
         raise UserError(
             f"model_parallelism: expected a divisor of the number of devices ({len(devices)}), "
@@ -47,12 +50,15 @@ def make_mesh(model_parallelism: int = 1, devices: Sequence[jax.Device] | None =
     # Always with axis types: jax.make_mesh and Mesh have different defaults.
     types = (AxisType.Auto,) * 2
     shape = (len(devices) // model_parallelism, model_parallelism)
-    slices = devices_by_slice(devices)
     if len(slices) == 1 and not _has_single_cores(devices):
         with contextlib.suppress(NotImplementedError):
             return jax.make_mesh(shape, (DATA, MODEL), axis_types=types, devices=devices)
         # No whole axes of the TPUs' torus have the mesh's sizes, such as 2 of 4x8x8: an axis of it is split.
-    _check_slices(model_parallelism, slices)
+    if len(slices[0]) % model_parallelism:
+        raise UserError(
+            f"model_parallelism: expected a divisor of {len(slices[0])}, the devices of each {_kind(slices)}, "
+            f"got {model_parallelism}"
+        )
     arranged = _arranged(model_parallelism, devices, len(slices))
     return Mesh(arranged, (DATA, MODEL), axis_types=types)
 
@@ -68,19 +74,17 @@ def devices_by_slice(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
     return [slices[index] for index in sorted(slices)]
 
 
-def _check_slices(model_parallelism: int, slices: Sequence[Sequence[jax.Device]]) -> None:
-    kind = "node" if slices[0][0].platform in GPU_PLATFORMS else "slice"
+def _check_equal(slices: Sequence[Sequence[jax.Device]]) -> None:
     sizes = [len(one) for one in slices]
     if len(set(sizes)) > 1:
         raise UserError(
-            f"{kind}s: expected equal numbers of devices in each, got {sizes[0]} and "
+            f"{_kind(slices)}s: expected equal numbers of devices in each, got {sizes[0]} and "
             f"{next(size for size in sizes if size != sizes[0])}"
         )
-    if sizes[0] % model_parallelism:
-        raise UserError(
-            f"model_parallelism: expected a divisor of {sizes[0]}, the devices of each {kind}, "
-            f"got {model_parallelism}"
-        )
+
+
+def _kind(slices: Sequence[Sequence[jax.Device]]) -> str:
+    return "node" if slices[0][0].platform in GPU_PLATFORMS else "slice"
 
 
 def _has_single_cores(devices: Sequence[jax.Device]) -> bool:
@@ -123,9 +127,12 @@ def _arranged_cores(
     cores: dict[tuple[Any, ...], list[jax.Device]] = {}
     for device in sorted(devices, key=lambda device: device.core_on_chip):
         cores.setdefault(chip(device), []).append(device)
-    number = len(devices) // len(cores)
-    if any(len(found) != number for found in cores.values()):
-        raise UserError(f"devices: expected {number} cores of each chip, got fewer of some")
+    number = max(map(len, cores.values()))
+    for place, found in cores.items():
+        if len(found) != number:
+            raise UserError(
+                f"devices: expected {number} cores of each chip, got {len(found)} of chip {place[-3:]}"
+            )
     # A row of `model` holds whole chips where it can; else the cores of a chip are in rows that follow each other.
     together = math.gcd(model_parallelism, number)
     chips = _arranged(
@@ -270,10 +277,15 @@ def host_share(mesh: Mesh, batch_size: int, process: int | None = None) -> HostS
             if row not in held:
                 held.append(row)
     groups = sorted({tuple(rows) for rows in rows_of.values()})
+    counts = _device_counts(mesh)
+    if len(counts) > 1:
+        raise UserError(
+            f"processes: expected equal numbers of devices in each, got {counts[0]} and {counts[1]}"
+        )
     if sum(map(len, groups)) != mesh.shape[DATA] or len({len(group) for group in groups}) > 1:
         raise UserError(
             f"model_parallelism: expected devices of equal numbers of whole processes, got "
-            f"{mesh.shape[MODEL]} for processes with {_device_counts(mesh)} devices"
+            f"{mesh.shape[MODEL]} for processes with {counts[0]} devices"
         )
     mine = groups.index(tuple(rows_of[process]))
     count = math.gcd(batch_size, len(groups))
@@ -281,9 +293,10 @@ def host_share(mesh: Mesh, batch_size: int, process: int | None = None) -> HostS
     return HostShare(index, count, part, len(groups) // count)
 
 
-def _device_counts(mesh: Mesh) -> str:
-    processes = [device.process_index for device in mesh.devices.flat]
-    return " and ".join(sorted({str(processes.count(index)) for index in set(processes)}))
+def _device_counts(mesh: Mesh) -> list[int]:
+    """How many devices a process has, each number once."""
+    processes = collections.Counter(device.process_index for device in mesh.devices.flat)
+    return sorted(set(processes.values()))
 
 
 def pad_rows(batch: Batch, multiple: int) -> dict[str, np.ndarray]:

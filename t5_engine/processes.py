@@ -1,24 +1,27 @@
 """What the processes of a run tell each other: that one has failed, and what the first one alone knows.
 
-All processes do the same things in the same order. Before they compute together they `agree`; what has failed in one of
-them elsewhere is told to the others there, and ends all of them with that one line. Where the run is one process,
-nothing of this does anything.
+All processes do the same things in the same order. Before they compute together they `agree`; a failure of one of
+them elsewhere reaches the others there, and ends all of them with its line and its exit code. So a process ends with
+code 2 only where it, or a peer, met a mistake of the user; a peer that died is another code, and is worth another try.
+Where the run is one process, nothing of this does anything.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
+import signal
 import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from flipped_core import locks
+from flipped_core import failures, interrupts, locks, paths
 from flipped_core.errors import UserError
 
 _GATHERED = "_told_to_all"  # an attribute of an exception
@@ -26,7 +29,23 @@ _SMALLEST = 1024  # bytes; longer messages are rounded up to few lengths, for ea
 
 
 class OtherFailed(UserError):
-    """What a process raises because of another one."""
+    """What a process raises because of another one; it ends with that one's exit code."""
+
+    def __init__(self, problem: str, exit_code: int = UserError.exit_code) -> None:
+        super().__init__(problem)
+        self.exit_code = exit_code
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The code with which a command ends after that error: 2 for a mistake or a disk, 1 for a bug."""
+    if isinstance(error, UserError):
+        return error.exit_code
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    if isinstance(error, KeyboardInterrupt):
+        return interrupts.exit_code(signal.SIGINT)
+    refused = failures.storage(error) or paths.bucket_failure(error)
+    return UserError.exit_code if refused else 1
 
 
 def count() -> int:
@@ -60,14 +79,27 @@ def one_for_all() -> Iterator[None]:
         raise
     except BaseException as error:
         if count() > 1 and not hasattr(error, _GATHERED):
-            _gather(f"{_name()}: {str(error) or type(error).__name__}")
+            problem = f"{_name()}: {str(error) or type(error).__name__}"
+            _gather(json.dumps([exit_code_of(error), problem]))
             setattr(error, _GATHERED, True)  # not again in a block around this one
         raise
     agree()
 
 
+@dataclasses.dataclass(frozen=True)
+class Hold:
+    """A folder that this run owns, in each of its processes; the first one has the lock."""
+
+    lock: locks.Lock | None
+
+    def check(self) -> None:
+        """As `locks.Lock.check`; nothing in the other processes."""
+        if self.lock is not None:
+            self.lock.check()
+
+
 @contextlib.contextmanager
-def hold(folder: str, what: str) -> Iterator[locks.Lock | None]:
+def hold(folder: str, what: str) -> Iterator[Hold]:
     """Makes this run the owner of a folder; of several processes the first holds it, and all are refused together.
 
     Args:
@@ -82,7 +114,7 @@ def hold(folder: str, what: str) -> Iterator[locks.Lock | None]:
         with one_for_all():
             if is_first():
                 lock = stack.enter_context(locks.hold(folder, what))
-        yield lock
+        yield Hold(lock)
 
 
 def agree() -> None:
@@ -93,8 +125,9 @@ def agree() -> None:
     """
     if count() == 1:
         return
-    if problem := next(filter(None, _gather("")), None):
-        raise OtherFailed(problem)
+    if said := next(filter(None, _gather("")), None):
+        code, problem = json.loads(said)
+        raise OtherFailed(problem, code)
 
 
 def from_first(make: Callable[[], Any]) -> Any:
@@ -141,28 +174,44 @@ def refuse_differences(known: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def computing() -> Iterator[None]:
-    """All processes compute together within. Who fails there cannot tell the others any more, and ends at once.
+    """All processes compute together within. A process that fails here cannot notify its peers: it exits immediately.
 
     A `UserError` is of the arguments, which are the same everywhere, and is raised.
     """
     try:
-        yield
+        with leaving_lost_peers():
+            yield
     except UserError:
         raise
-    except BaseException as error:
+    except BaseException:
         if count() == 1:
             raise
+        traceback.print_exc()
+        _exit()
+
+
+@contextlib.contextmanager
+def leaving_lost_peers() -> Iterator[None]:
+    """Ends the process with one line and code 1 where a computation of all processes fails, as when a peer died."""
+    try:
+        yield
+    except Exception as error:
         import jax
 
-        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
-            why = " ".join(str(error).split())[:200]
-            told = f"error: {_name()}: the computation failed; did another process end? {why}"
-            print(told, file=sys.stderr)
-        else:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)  # an orderly end would wait for the others, which wait for this one
+        failed = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+        if count() == 1 or isinstance(error, UserError) or not failed:
+            raise
+        why = " ".join(str(error).split())[:200]
+        hint = "" if "RESOURCE_EXHAUSTED" in why else " did another process end?"
+        print(f"error: {_name()}: the computation failed;{hint} {why}", file=sys.stderr)
+        _exit()
+
+
+def _exit() -> NoReturn:
+    """An orderly end would wait for the other processes, which wait for this one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _name() -> str:

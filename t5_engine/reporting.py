@@ -23,6 +23,9 @@ from flipped_core.files import write_atomically
 from flipped_core.paths import explain, is_bucket, to_path
 
 METRICS_FILE = "metrics.jsonl"
+BY_DATASET = "examples_by_dataset"  # of a row: dataset -> examples since the last row
+_DATASET = "dataset: "  # before the names of datasets among the sums
+_NO_SCALARS = ("step", BY_DATASET)
 
 # What of a row depends on the machine and not only on the run.
 TIMES = (
@@ -97,6 +100,7 @@ class Reporter:
         positions: int,
         flops: float,
         input_seconds: float,
+        examples_by_dataset: Mapping[str, int] | None = None,
     ) -> None:
         """Takes in a step that is done.
 
@@ -107,8 +111,11 @@ class Reporter:
           positions: of inputs and targets that the model computes, padding included.
           flops: the step's arithmetic.
           input_seconds: how long the loop waited for the batch.
+          examples_by_dataset: the batch's number of examples of each dataset, where its rows have names.
         """
         _add(self._sums, {**metrics, "positions": positions, "steps": 1})
+        counts = examples_by_dataset or {}
+        _add(self._sums, {f"{_DATASET}{name}": number for name, number in counts.items()})
         tokens = metrics["tokens"] + metrics["input_tokens"]
         _add(
             self._here,
@@ -131,9 +138,12 @@ class Reporter:
         _add(self._here, {"checkpoint_seconds": seconds})
 
     def _report(self, step: int, learning_rate: float) -> None:
-        row = {"step": step, **self._means(), "learning_rate": learning_rate, **self._speeds()}
+        means, speeds = self._means(), self._speeds()
+        row: dict[str, Any] = {"step": step, **means, "learning_rate": learning_rate, **speeds}
         self._append(json.dumps(row) + "\n")
-        scalars = {f"train/{name}": value for name, value in row.items() if name != "step"}
+        scalars = {f"train/{name}": value for name, value in row.items() if name not in _NO_SCALARS}
+        counts = row.get(BY_DATASET, {})
+        scalars |= {f"examples/{name}": number for name, number in counts.items()}
         self._scalars.write(step, scalars)
         self._show(row)
         self._sums, self._here, self._since = {}, {}, time.perf_counter()
@@ -145,12 +155,18 @@ class Reporter:
             return
         _append(pathlib.Path(self._file), line)
 
-    def _means(self) -> dict[str, float]:
-        sums = dict(self._sums)
+    def _means(self) -> dict[str, Any]:
+        sums = {name: n for name, n in self._sums.items() if not name.startswith(_DATASET)}
+        counts = {
+            name.removeprefix(_DATASET): round(number)
+            for name, number in sorted(self._sums.items())
+            if name.startswith(_DATASET)
+        }
         steps, positions = sums.pop("steps"), sums.pop("positions")
         useful = sums.pop("useful_tokens")
         means = {name: total / steps for name, total in sums.items()}
-        return {**means, "padding_share": 1 - useful / positions}
+        by_dataset = {BY_DATASET: counts} if counts else {}
+        return {**means, "padding_share": 1 - useful / positions, **by_dataset}
 
     def _speeds(self) -> dict[str, float]:
         seconds = time.perf_counter() - self._since
@@ -172,7 +188,7 @@ class Reporter:
         shown = {"loss": f"{row['loss']:.3f}"}
         if row["loss_ul"]:
             shown |= {"lm": f"{row['loss_lm']:.3f}", "ul": f"{row['loss_ul']:.3f}"}
-        shown |= {"accuracy": f"{row['accuracy']:.3f}"}
+        shown |= {"token accuracy": f"{row['accuracy']:.3f}"}
         shown |= {"examples/s": f"{row['examples_per_second']:.0f}"}
         if "mfu" in row:
             shown |= {"MFU": f"{row['mfu']:.1%}"}

@@ -6,7 +6,7 @@ Importing this module loads no JAX.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from flipped_core.errors import UserError
@@ -75,14 +75,23 @@ class ProcessGroup:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def join(self) -> bool:
-        """Connects to the other processes, if any; see `launch.start`. Call it before any use of JAX."""
-        compilation_cache.enable(self.compilation_cache_dir)
+    def join(self, check: Callable[[], object] = lambda: None) -> bool:
+        """Connects to the other processes, if any; see `launch.start`. Call it before any use of JAX.
+
+        Args:
+          check: refuses what can be refused before; an error of one process ends all.
+        """
+
+        def checked() -> None:
+            check()
+            compilation_cache.enable(self.compilation_cache_dir)
+
         return launch.start(
             self.coordinator_address,
             self.process_count,
             self.process_id,
             self.coordinator_timeout,
+            checked,
         )
 
 

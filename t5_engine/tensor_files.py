@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, TypeGuard, TypeVar
 
+import ml_dtypes
 import numpy as np
 import safetensors
 from etils import epath
 
 from flipped_core.errors import UserError
+from flipped_core.paths import read_range
 from t5_engine.torch_files import TorchFile
 
 SAFETENSORS = "model.safetensors"
@@ -19,8 +22,18 @@ TORCH = "pytorch_model.bin"
 WHOLE = (SAFETENSORS, TORCH)  # the preferred one first
 INDEX_SUFFIX = ".index.json"
 _MAX_JSON = 2**26  # bytes
-# From the name of a file to where it lies; None where there is none.
-Fetch = Callable[[str], pathlib.Path | None]
+_MAX_HEADER = 10**8  # bytes, as the safetensors library has it
+_READ = 1 << 26  # bytes of a request to a bucket
+_DTYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+}
+File: TypeAlias = "pathlib.Path | epath.Path"  # the latter in a bucket
+_Found = TypeVar("_Found", bound="File")
 
 
 class TensorFile(Protocol):
@@ -36,7 +49,7 @@ class TensorFile(Protocol):
 class Tensors(Mapping[str, np.ndarray]):
     """The tensors of all files by name; each is read anew when it is asked for."""
 
-    def __init__(self, files: list[pathlib.Path]) -> None:
+    def __init__(self, files: Sequence[File]) -> None:
         """Reads the names.
 
         Raises:
@@ -44,7 +57,7 @@ class Tensors(Mapping[str, np.ndarray]):
         """
         self._file_of: dict[str, TensorFile] = {}
         for path in files:
-            file: TensorFile = _SafeFile(path) if path.suffix == ".safetensors" else TorchFile(path)
+            file = _opened(path)
             for name in file:
                 if name in self._file_of:
                     raise UserError(f"{path.parent}: {name!r} is in {path.name} and another file")
@@ -62,6 +75,12 @@ class Tensors(Mapping[str, np.ndarray]):
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, of which nothing else is read."""
         return self._file_of[name].shape(name)
+
+
+def _opened(path: File) -> TensorFile:
+    if not isinstance(path, pathlib.Path):
+        return _BucketSafeFile(path)
+    return _SafeFile(path) if path.suffix == ".safetensors" else TorchFile(path)
 
 
 class _SafeFile:
@@ -89,7 +108,65 @@ class _SafeFile:
             raise UserError(f"{self._path}: not a whole safetensors file: {error}") from None
 
 
-def find(folder: str, fetch: Fetch) -> list[pathlib.Path]:
+class _BucketSafeFile:
+    """A safetensors file in a bucket: its header, then each tensor's bytes, are read where they are.
+
+    https://github.com/huggingface/safetensors#format
+    """
+
+    def __init__(self, path: epath.Path) -> None:
+        self._path = path
+        size = path.stat().length
+        head = read_range(path, 0, 8) if size >= 8 else b""
+        length = int.from_bytes(head, "little")
+        if len(head) < 8 or not 0 < length <= min(size - 8, _MAX_HEADER):
+            raise self._broken(f"no header in {size} bytes")
+        self._start, self._size = 8 + length, size - 8 - length
+        try:
+            header = json.loads(read_range(path, 8, self._start))
+        except (ValueError, RecursionError) as error:
+            raise self._broken(f"header: {error}") from None
+        if not isinstance(header, dict):
+            raise self._broken(f"header: expected a JSON object, got {type(header).__name__}")
+        header.pop("__metadata__", None)
+        self._tensors = {name: self._described(name, entry) for name, entry in header.items()}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        dtype, shape, begin, end = self._tensors[name]
+        data = bytearray()
+        for at in range(self._start + begin, self._start + end, _READ):
+            data += read_range(self._path, at, min(at + _READ, self._start + end))
+        if len(data) != end - begin:
+            raise self._broken(f"{name!r}: expected {end - begin} bytes, got {len(data)}")
+        return np.frombuffer(data, dtype).reshape(shape)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors[name][1]
+
+    def _described(self, name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
+        """(dtype, shape, first byte, end) of a tensor, whose place must be in the file and of its size."""
+        fields = entry if isinstance(entry, dict) else {}
+        dtype = _DTYPES.get(str(fields.get("dtype")))
+        shape, place = fields.get("shape"), fields.get("data_offsets")
+        if dtype is None or not _are_sizes(shape) or not _are_sizes(place) or len(place) != 2:
+            raise self._broken(f"{name[:80]!r}: {str(entry)[:80]!r}")
+        begin, end = place
+        if end > self._size or end - begin != math.prod(shape) * dtype.itemsize:
+            raise self._broken(f"{name[:80]!r}: bytes {begin} to {end} of {self._size}")
+        return dtype, tuple(shape), begin, end
+
+    def _broken(self, why: str) -> UserError:
+        return UserError(f"{self._path}: not a whole safetensors file: {why}")
+
+
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(one) is int and one >= 0 for one in value)
+
+
+def find(folder: str, fetch: Callable[[str], _Found | None]) -> list[_Found]:
     """The files of a folder that hold its tensors.
 
     Args:
@@ -109,7 +186,7 @@ def find(folder: str, fetch: Fetch) -> list[pathlib.Path]:
     )
 
 
-def _listed(index: pathlib.Path) -> list[str]:
+def _listed(index: File) -> list[str]:
     """The names of the files that an index lists, in order."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
@@ -126,9 +203,9 @@ def _listed(index: pathlib.Path) -> list[str]:
 def _fetched(
     folder: str,
     name: str,
-    index: pathlib.Path,
-    fetch: Fetch,
-) -> pathlib.Path:
+    index: File,
+    fetch: Callable[[str], _Found | None],
+) -> _Found:
     file = fetch(name)
     if file is None:
         raise UserError(f"{folder}: {name} is missing, which {index.name} names")

@@ -81,7 +81,11 @@ class TorchFile(Mapping[str, np.ndarray]):
             dtype,
             buffer=self._checked(self._entry_name(tensor.storage)),
             offset=tensor.offset * dtype.itemsize,
-            strides=[stride * dtype.itemsize for stride in tensor.strides],
+            # The stride of a dimension of one element means nothing and may be any number.
+            strides=[
+                stride * dtype.itemsize if size > 1 else 0
+                for stride, size in zip(tensor.strides, tensor.shape, strict=True)
+            ],
         )
 
     def __iter__(self) -> Iterator[str]:
@@ -157,7 +161,9 @@ def _fits(tensor: Tensor) -> bool:
     last = tensor.offset
     reach = 1  # the elements from the first to the last of the dimensions so far, from the smallest stride on
     for stride, size in sorted(zip(tensor.strides, tensor.shape, strict=True)):
-        if size > 1 and stride < reach:
+        if size == 1:
+            continue
+        if stride < reach:
             return False
         last += (size - 1) * stride
         reach += (size - 1) * stride

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flipped_core import locks, uploads
+from flipped_core import uploads
 from flipped_core.errors import UserError
 from flipped_core.paths import to_path
 from t5_engine import (
@@ -58,7 +58,7 @@ def train(
     model_config: T5Config,
     batches: Batches,
     task_of: Callable[[bytes], str] = bytes.decode,
-    lock: locks.Lock | None = None,
+    hold: processes.Hold | None = None,
 ) -> TrainState:
     """Trains to `config.steps` and returns the final state.
 
@@ -70,7 +70,7 @@ def train(
         (`partitioning.host_share`). Batches may come in several lengths; each new shape is compiled once.
         `example_ids` may name the rows.
       task_of: the task of an example's id, for the message about a loss that is not finite.
-      lock: of `model_dir`, where the caller holds it (`processes.hold`); else it is taken here.
+      hold: of `model_dir`, where the callers of all processes hold it (`processes.hold`); else it is taken here.
 
     Raises:
       UserError: another run holds `model_dir`; its disk is full or broken; the loss or the gradient is not finite (with
@@ -78,10 +78,10 @@ def train(
       SystemExit: after saving, where the process was asked to stop: with code 0 by SIGTERM, 130 by Ctrl-C, 129 by
         SIGHUP.
     """
-    if lock is None:
+    if hold is None:
         with processes.hold(config.model_dir, "model_dir") as own:
             return _train(config, model_config, batches, task_of, own)
-    return _train(config, model_config, batches, task_of, lock)
+    return _train(config, model_config, batches, task_of, hold)
 
 
 def _train(
@@ -89,7 +89,7 @@ def _train(
     model_config: T5Config,
     batches: Batches,
     task_of: Callable[[bytes], str],
-    lock: locks.Lock | None,
+    hold: processes.Hold,
 ) -> TrainState:
     """`train`, in a folder that is held."""
     layout = Layout(partitioning.make_mesh(config.model_parallelism), axes.rules(config.fsdp))
@@ -117,9 +117,10 @@ def _train(
                 config, model_config, layout, batches, progress.get("batches", done)
             )
             loop = _Loop(
-                config, model_config, layout, store, reporter, termination, task_of, lock, packing
+                config, model_config, layout, store, reporter, termination, task_of, hold, packing
             )
-            return loop.run(state, done, source)
+            with processes.leaving_lost_peers():
+                return loop.run(state, done, source)
         finally:
             if reporter is not None:
                 reporter.close()
@@ -149,10 +150,10 @@ class _Loop:
         reporter: Reporter | None,
         termination: Termination,
         task_of: Callable[[bytes], str],
-        lock: locks.Lock | None,
+        hold: processes.Hold,
         packing: ladder.Ladder | None,
     ) -> None:
-        self._lock, self._packing = lock, packing
+        self._hold, self._packing = hold, packing
         self._config, self._model_config, self._layout = config, model_config, layout
         self._store, self._reporter = store, reporter
         self._termination, self._task_of = termination, task_of
@@ -225,11 +226,11 @@ class _Loop:
                 positions=started.positions,
                 flops=speed.useful_flops(self._model_config, metrics, with_wrong=with_wrong),
                 input_seconds=started.input_seconds,
+                examples_by_dataset=_by_task(started.example_ids, self._task_of),
             )
 
     def _save(self, step: int, state: TrainState) -> None:
-        if self._lock is not None:
-            self._lock.check()
+        self._hold.check()
         self._read()
         began = time.perf_counter()
         progress = {
@@ -295,15 +296,21 @@ class _Loop:
 
 def _shares(example_ids: Any, task_of: Callable[[bytes], str]) -> str:
     """ ", with a batch of 50% this, 25% that", the largest shares; nothing where the rows have no names."""
-    names = [task_of(name) for name in (() if example_ids is None else example_ids) if name]
-    if not names:
+    found = _by_task(example_ids, task_of)
+    if not found:
         return ""
-    counts = collections.Counter(names).most_common()
-    words = [f"{count / len(names):.0%} {name}" for name, count in counts[:_TASKS_NAMED]]
+    total, counts = found.total(), found.most_common()
+    words = [f"{count / total:.0%} {name}" for name, count in counts[:_TASKS_NAMED]]
     if len(counts) > _TASKS_NAMED:
         rest = sum(count for _, count in counts[_TASKS_NAMED:])
-        words.append(f"{rest / len(names):.0%} {len(counts) - _TASKS_NAMED} others")
+        words.append(f"{rest / total:.0%} {len(counts) - _TASKS_NAMED} others")
     return f", with a batch of {', '.join(words)}"
+
+
+def _by_task(example_ids: Any, task_of: Callable[[bytes], str]) -> collections.Counter[str]:
+    """task -> examples of this process's rows of a batch; rows without a name are padding."""
+    names = () if example_ids is None else example_ids
+    return collections.Counter(task_of(name) for name in names if name)
 
 
 def _positions(arrays: Mapping[str, jax.Array]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import math
 import pathlib
 import types
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from flipped_core.errors import UserError, unknown
+from flipped_core.errors import UserError, nearest, shown, unknown
 from t5_engine import checkpoints
 from t5_engine.checkpoint_metadata import read_metadata
 from t5_engine.config import SIZES, T5Config
@@ -106,6 +107,11 @@ def leaves(config: T5Config) -> Mapping[Path, jax.ShapeDtypeStruct]:
     return types.MappingProxyType(flax.traverse_util.flatten_dict(abstract_params(config)))
 
 
+def count_parameters(config: T5Config) -> int:
+    """The number of a model's parameters."""
+    return sum(math.prod(leaf.shape) for leaf in leaves(config).values())
+
+
 def layers_of(config: T5Config, path: Path) -> int | None:
     """How many layers are stacked in a leaf; None for one that stands alone."""
     if STACKED not in path:
@@ -135,9 +141,11 @@ def refuse_other_names(where: str, expected: Sequence[str], found: Sequence[str]
     """A `UserError` that names the first parameter that is missing, else the first that is too many."""
     wanted, there = set(expected), set(found)
     missing = [name for name in expected if name not in there]
-    if missing:
-        raise UserError(f"{where}: parameter {missing[0]!r} is missing{_more(missing)}")
     extra = [name for name in found if name not in wanted]
+    if missing:
+        close = nearest(missing[0], extra, most=1)
+        hint = f"; nearest there: {shown(close[0])}" if close else ""
+        raise UserError(f"{where}: parameter {missing[0]!r} is missing{_more(missing)}{hint}")
     if extra:
         raise UserError(
             f"{where}: parameter {extra[0]!r} is none of T5.1.1's of this size{_more(extra)}"

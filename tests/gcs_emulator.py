@@ -137,6 +137,7 @@ class _Response(emulator.Response):
 
 class _Handler(server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer waits 40 ms for the client's acknowledgment
 
     def __init__(self, served: Emulator, lock: threading.Lock, *args: object) -> None:
         self._served, self._lock = served, lock

@@ -27,6 +27,7 @@ class Hub(http.server.ThreadingHTTPServer):
     requests: (method, path, range header) of what was asked, in order.
     cut: file -> after so many bytes of an answer the connection breaks; once for each number.
     damage: files whose last byte arrives changed.
+    declared: file -> a size other than its own, for files that are too large for a test and not asked for with GET.
     """
 
     daemon_threads = True
@@ -38,6 +39,7 @@ class Hub(http.server.ThreadingHTTPServer):
         self.requests: list[tuple[str, str, str | None]] = []
         self.cut: dict[str, list[int]] = {}
         self.damage: set[str] = set()
+        self.declared: dict[str, int] = {}
 
     @property
     def endpoint(self) -> str:
@@ -124,7 +126,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if asked:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(content) - start))
+        size = (
+            self.server.declared.get(name, len(content)) if self.command == "HEAD" else len(content)
+        )
+        self.send_header("Content-Length", str(size - start))
         self.end_headers()
         if self.command == "HEAD":
             return

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 
 import pytest
 import yaml
 
 from t5_engine import clusters
+from tests.launch_stand_ins import GCLOUD, PYTHON_OF_CODES, SRUN, stand_in
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
@@ -90,6 +94,26 @@ def test_codes_of_one_process(code: int, becomes: int) -> None:
     assert subprocess.run(command).returncode == becomes
 
 
+def test_a_mistake_has_the_highest_code_where_srun_asks_for_that() -> None:
+    """srun ends with the highest code of all processes; 192 is the highest that a signal gives."""
+    environment = {**os.environ, "MISTAKE_CODE": "200"}
+    for code, becomes in ((2, 200), (1, 100), (0, 0)):
+        command = ["bash", LAUNCH / "run_once.sh", "bash", "-c", f"exit {code}"]
+        assert subprocess.run(command, env=environment).returncode == becomes
+    text = (LAUNCH / "slurm.sh").read_text(encoding="utf-8")
+    assert "export MISTAKE_CODE=200" in text
+
+
+def test_a_failure_waits_and_a_mistake_does_not() -> None:
+    """On Kubernetes the first pod that fails decides."""
+    environment = {**os.environ, "FAILURE_DELAY": "1"}
+    for code, waits in ((0, False), (2, False), (1, True)):
+        began = time.monotonic()
+        command = ["bash", LAUNCH / "run_once.sh", "bash", "-c", f"exit {code}"]
+        subprocess.run(command, env=environment)
+        assert (time.monotonic() - began >= 1) is waits
+
+
 def test_a_process_that_was_stopped_is_not_done(tmp_path: pathlib.Path) -> None:
     """It saves and ends with 0, and there is more to do."""
     wait = "while :; do sleep 0.1; done"
@@ -100,12 +124,6 @@ def test_a_process_that_was_stopped_is_not_done(tmp_path: pathlib.Path) -> None:
     process.terminate()
     assert process.wait(60) == 143
     assert (tmp_path / "saved").exists()
-
-
-def stand_in(folder: pathlib.Path, name: str, text: str) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(text, encoding="utf-8")
-    (folder / name).chmod(0o755)
 
 
 def run(
@@ -141,8 +159,9 @@ PATHS = {
     [
         ([0], 0, 1, "done"),
         ([137, 100, 0], 0, 3, "restart 2 of 3"),
-        ([2], 2, 1, "not started again"),
-        ([100, 2, 0], 2, 2, "not started again"),
+        ([200], 2, 1, "not started again"),
+        ([100, 200, 0], 2, 2, "not started again"),
+        ([2, 0], 0, 2, "restart 1 of 3"),  # srun's own
         ([100] * 5, 100, 4, "given up after 3 restarts"),
     ],
 )
@@ -185,56 +204,6 @@ def test_missing_settings_are_named(tmp_path: pathlib.Path) -> None:
     assert done.returncode == 2 and "got 'begin'" in done.stderr
 
 
-# A pod of two workers: a folder each, in which commands run as they would on the machines.
-GCLOUD = """#!{python}
-import json, os, pathlib, shutil, subprocess, sys
-state = pathlib.Path(os.environ["STATE"])
-words = sys.argv[1:]
-assert words[:3] == ["compute", "tpus", "tpu-vm"], words
-action, flags = words[3], {{w.split("=", 1)[0]: w.split("=", 1)[-1] for w in words[4:] if w.startswith("--")}}
-with open(state / "calls", "a") as log:
-    log.write(action + " " + flags.get("--command", "") + "\\n")
-workers = [state / f"worker{{n}}" for n in range(2)]
-chosen = workers if flags.get("--worker", "all") == "all" else [workers[int(flags["--worker"])]]
-if action == "create":
-    if (state / "ready").exists():
-        sys.exit("exists")
-    for worker in workers:
-        worker.mkdir()
-    (state / "ready").touch()
-elif action == "describe":
-    print("READY" if (state / "ready").exists() else "")
-elif action == "delete":
-    if not (state / "ready").exists():
-        sys.exit("NOT_FOUND")
-    for worker in workers:
-        shutil.rmtree(worker, ignore_errors=True)
-    (state / "ready").unlink()
-elif action == "scp":
-    source, target = [w for w in words[4:] if not w.startswith("--")]
-    for worker in chosen:
-        shutil.copy(source, worker / target.partition(":")[2])
-elif action == "ssh":
-    if not (state / "ready").exists():
-        sys.exit("unreachable")
-    running = []
-    for worker in chosen:
-        number = workers.index(worker)
-        environment = {{
-            **os.environ, "HOME": str(worker), "TPU_WORKER_ID": str(number), "WORKER": str(number),
-            "TPU_WORKER_HOSTNAMES": "127.0.0.1,127.0.0.1", "JAX_COORDINATOR_PORT": os.environ.get("PORT", "8477"),
-        }}
-        running.append(subprocess.Popen(["bash", "-c", flags["--command"]], cwd=worker, env=environment))
-    sys.exit(max([process.wait() for process in running], key=abs))
-"""
-# Stands for Python on the workers: ends with the code that the worker's file has for this attempt.
-PYTHON_OF_CODES = """#!/bin/bash
-attempt=$(cat "$HOME/attempt" 2>/dev/null || echo 0)
-echo $((attempt + 1)) >"$HOME/attempt"
-codes=($(cat "$STATE/codes$WORKER"))
-echo "attempt $attempt: $*"
-exit "${codes[$attempt]}"
-"""
 POD = {
     "MODEL_DIR": "gs://mine/run",
     "DATA_DIR": "gs://mine/data",
@@ -250,7 +219,7 @@ POD = {
     [
         (("0", "0"), 0, 1, "done"),
         (("1 0", "137 0"), 0, 2, "restart 1 of 2"),
-        (("1 0", "2 0"), 0, 2, "restart 1 of 2"),
+        (("1 0", "2 0"), 2, 1, "not started again"),
         (("2", "2"), 2, 1, "not started again"),
         (("1 1 1 1", "1 1 1 1"), 1, 3, "given up after 2 restarts"),
     ],
@@ -274,30 +243,6 @@ def test_when_a_tpu_pod_is_started_again(
     assert not (tmp_path / "worker0").exists()
 
 
-# Two processes on loopback. In the first attempt the second one is killed after some steps.
-SRUN = """#!{python}
-import os, pathlib, signal, subprocess, sys, time
-state = pathlib.Path(os.environ["STATE"])
-first = not (state / "started").exists()
-(state / "started").touch()
-command = sys.argv[1:]
-while command[0].startswith("-"):
-    command.pop(0)
-processes = []
-for n in range(2):
-    environment = dict(
-        os.environ, SLURM_JOB_ID=os.environ["JOB"], SLURM_STEP_NODELIST="127.0.0.1", SLURM_NTASKS="2",
-        SLURM_PROCID=str(n), SLURM_LOCALID=str(n),
-    )
-    processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
-metrics = pathlib.Path(os.environ["MODEL_DIR"]) / "metrics.jsonl"
-while first and all(process.poll() is None for process in processes):
-    if metrics.exists() and len(metrics.read_text().splitlines()) >= 3:
-        os.killpg(processes[1].pid, signal.SIGKILL)
-        break
-    time.sleep(0.05)
-sys.exit(max(code if code >= 0 else 128 - code for code in [process.wait() for process in processes]))
-"""
 TINY = (
     "--gin.TRAIN_STEPS=12 --gin.BATCH_SIZE=4 --gin.CHECKPOINT_PERIOD=2 --gin.LOG_PERIOD=1 "
     "--gin.MIXTURE_OR_TASK_NAME=direct.super_glue_rte --gin.COORDINATOR_TIMEOUT=200 "
@@ -323,27 +268,73 @@ def real_settings(tmp_path: pathlib.Path, vocab: str) -> dict[str, str]:
     }
 
 
-def assert_each_step_once(tmp_path: pathlib.Path) -> None:
+@pytest.fixture
+def nothing_left(tmp_path: pathlib.Path) -> Iterator[None]:
+    """Ends the processes that a test which ran out of time has left."""
+    yield
+    groups = tmp_path / "groups"
+    for group in groups.read_text().split() if groups.exists() else ():
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(group), signal.SIGKILL)
+
+
+def assert_each_step_once(tmp_path: pathlib.Path, steps: int = 12) -> None:
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(1, 13))
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, steps + 1))
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_two_processes_on_slurm(tmp_path: pathlib.Path, small_vocab_path: str) -> None:
+    stand_in(tmp_path / "tools", "srun", SRUN.format(python=sys.executable))
+    settings = real_settings(tmp_path, small_vocab_path)
+    settings["SETTINGS"] += " --gin.TRAIN_STEPS=2"
+    done = run("slurm.sh", tools=tmp_path / "tools", settings=settings, seconds=600)
+    assert done.returncode == 0 and "restart" not in done.stdout, done.stdout + done.stderr
+    assert_each_step_once(tmp_path, 2)
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_mistake_of_one_process_ends_the_job(
+    tmp_path: pathlib.Path, small_vocab_path: str
+) -> None:
+    """A file that one node does not have: both processes end at once, and are not started again."""
+    text = SRUN.format(python=sys.executable).replace(
+        "    processes.append",
+        "    command[-1] = command[-1].replace('NODE', str(n))\n    processes.append",
+        1,
+    )
+    stand_in(tmp_path / "tools", "srun", text)
+    settings = real_settings(tmp_path, small_vocab_path)
+    shutil.copy(small_vocab_path, tmp_path / "1.model")
+    settings["SETTINGS"] += f" --gin.VOCAB_PATH={tmp_path}/NODE.model"
+    done = run("slurm.sh", tools=tmp_path / "tools", settings=settings, seconds=600)
+    assert done.returncode == 2 and "not started again" in done.stdout, done.stdout + done.stderr
+    mistakes = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(mistakes) == 2 and all("0.model" in line for line in mistakes), done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("nothing_left")
 def test_a_killed_process_on_slurm(tmp_path: pathlib.Path, small_vocab_path: str) -> None:
     stand_in(tmp_path / "tools", "srun", SRUN.format(python=sys.executable))
     settings = real_settings(tmp_path, small_vocab_path)
-    done = run("slurm.sh", tools=tmp_path / "tools", settings=settings, seconds=900)
+    done = run("slurm.sh", tools=tmp_path / "tools", settings=settings, seconds=1800)
     assert done.returncode == 0 and "restart 1 of" in done.stdout, done.stdout + done.stderr
+    assert (tmp_path / "killed").exists()
     assert_each_step_once(tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("nothing_left")
 def test_a_killed_worker_of_a_tpu_pod(tmp_path: pathlib.Path, small_vocab_path: str) -> None:
     kill = (
         'metrics = pathlib.Path(os.environ["MODEL_DIR"]) / "metrics.jsonl"\n'
         'if action == "ssh" and "status" in flags["--command"] and not (state / "killed").exists():\n'
         "    if metrics.exists() and len(metrics.read_text().splitlines()) >= 3:\n"
-        '        group = int((workers[1] / "flipped" / "worker.pid").read_text())\n'
+        '        groups = [(worker / "flipped" / "worker.pid").read_text() for worker in workers]\n'
+        '        (state / "groups").write_text("\\n".join(groups))\n'
+        "        group = int(groups[1])\n"
         '        (state / "killed").touch()\n'
         "        os.killpg(group, 9)\n"
     )
@@ -354,7 +345,8 @@ def test_a_killed_worker_of_a_tpu_pod(tmp_path: pathlib.Path, small_vocab_path: 
     settings = {**real_settings(tmp_path, small_vocab_path), "INSTALL": "true", "POLL": "1"}
     words = {"STOP_SECONDS": "20", "GRACE": "200"}
     done = run(
-        "tpu_pod.sh", "run", tools=tmp_path / "tools", settings=settings | words, seconds=900
+        "tpu_pod.sh", "run", tools=tmp_path / "tools", settings=settings | words, seconds=1800
     )
     assert done.returncode == 0 and "restart 1 of" in done.stdout, done.stdout + done.stderr
+    assert (tmp_path / "killed").exists()
     assert_each_step_once(tmp_path)

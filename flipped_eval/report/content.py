@@ -19,11 +19,12 @@ from typing import Any
 
 from etils import epath
 
-from flipped_core.errors import UserError
+from flipped_core import hub
+from flipped_core.errors import UserError, unknown
 from flipped_core.files import Json
 from flipped_core.paths import explain, has_scheme, is_bucket, to_path
 from flipped_core.sealed import parse_json, read_json_file
-from flipped_eval import metrics, run_files, significance
+from flipped_eval import metrics, recipes, run_files, significance
 from flipped_eval import results as stored
 from flipped_eval.aggregates import SUBSTITUTES
 from mixtures.suites import CHOSEN, ORIGINAL
@@ -31,6 +32,7 @@ from mixtures.suites import CHOSEN, ORIGINAL
 log = logging.getLogger(__name__)
 
 TRAINING_LOG = "metrics.jsonl"
+PUBLISHED = pathlib.Path(__file__).with_name("published.json")  # figures with their sources
 UNSEEN, LABELS, SEEN = "nlp14", "labels", "seen"
 UNSEEN_TASKS = 14
 TITLES = {
@@ -67,7 +69,9 @@ class Report:
       methods: the columns, in order.
       results: the rows of `report.json`.
       runs: the request of each run, as it was made.
-      training: label -> what its training logged.
+      training: name of a training run -> what it logged, and the labels of its evaluations.
+      checkpoints: label -> where the weights were read, and what `records.CheckpointInfo` says of them.
+      compare: the two methods whose difference is asked for; None compares each with the first run.
       counts: for each run, task and template: rows, scored, dropped, cut, which choice was taken for which.
       shown: one example as text for each (method, task).
       worst: examples in which a wrong choice led by most, as text with their scores.
@@ -90,6 +94,8 @@ class Report:
     published: Json
     title: str
     extra: Json
+    checkpoints: dict[str, Json] = field(default_factory=dict)
+    compare: tuple[str, str] | None = None
     index: dict[Key, Json] = field(repr=False, default_factory=dict)
 
     def row(
@@ -106,6 +112,11 @@ class Report:
                 row["task"] for row in self.results if row["suite"] == suite and row["task"]
             )
         )
+
+    @property
+    def first(self) -> str:
+        """The label of the first run, with which the others are compared."""
+        return str(self.runs[0]["label"])
 
     def suites(self) -> list[str]:
         """The suites that were measured: those with a section of their own first."""
@@ -154,11 +165,12 @@ class Report:
             "results": self.results,
             "configuration": {
                 "runs": self.runs,
-                "training": {label: run["config"] for label, run in self.training.items()},
+                "training": {name: run["config"] for name, run in self.training.items()},
                 "bootstrap": self.bootstrap,
                 "extra": self.extra,
             },
-            "training": {label: run["records"] for label, run in self.training.items()},
+            "checkpoints": self.checkpoints,
+            "training": {name: run["records"] for name, run in self.training.items()},
             "counts": self.counts,
             "comparisons": self.comparisons,
             "not_run": self.not_run,
@@ -172,17 +184,20 @@ def collect(
     training_runs: Mapping[str, str | os.PathLike[str]] | None = None,
     title: str = "Results",
     extra: Mapping[str, Any] | None = None,
+    compare: tuple[str, str] | None = None,
 ) -> Report:
     """Reads the results of runs, and the logs of their training.
 
     Args:
       results: folders with `results.json`, or what `jobs.evaluate` returned.
-      training_runs: label -> the folder of that training, with `metrics.jsonl`.
+      training_runs: name -> the folder of that training, with `metrics.jsonl`.
       title: the report's heading.
       extra: further facts for the configuration.
+      compare: two labels: the difference that is shown is the second minus the first; None shows that of each
+        run and the first one.
 
     Raises:
-      UserError: nothing to report, or a file that cannot be read.
+      UserError: nothing to report, a file that cannot be read, or a label that no run has.
     """
     sources = [
         source if isinstance(source, Mapping) else to_path(source, "results") for source in results
@@ -197,17 +212,18 @@ def collect(
     methods = tuple(sorted(distinct, key=lambda name: (_place(name), distinct.index(name))))
     rows = _combined(found, methods)
     examples = [stored.examples_of(folder, distinct) for folder in folders]
-    training = _trainings(folders)
-    training |= {label: read_training(path) for label, path in (training_runs or {}).items()}
+    for label in compare or ():
+        if label not in distinct:
+            raise unknown("run to compare", label, distinct)
     return Report(
         methods=methods,
         results=rows,
         runs=[run | one["request"] for one in found for run in one["runs"]],
-        training=training,
+        training=_trainings(folders, training_runs or {}),
         counts=_by_suite(count for one in found for count in one["counts"]),
         shown=_by_suite(example for one in examples for example in one["shown"]),
         worst=_by_suite(example for one in examples for example in one["worst"]),
-        comparisons=_by_suite(_comparisons(found, folders, methods, labels)),
+        comparisons=_by_suite(_comparisons(found, folders, labels, compare)),
         not_run=_by_suite(line for one in found for line in one["not_run"]),
         bootstrap=_distinct(one["bootstrap"] for one in found),
         made_up=tuple(
@@ -218,27 +234,57 @@ def collect(
                 if one["request"]["data"] == "embedded"
             )
         ),
-        published=json.loads(
-            pathlib.Path(__file__).with_name("published.json").read_text(encoding="utf-8")
-        ),
+        published=json.loads(PUBLISHED.read_text(encoding="utf-8")),
         title=title,
         extra=dict(extra or {}),
+        checkpoints=_checkpoints(folders),
+        compare=compare,
         index={_key(row): row for row in rows},
     )
 
 
-def _trainings(folders: Iterable[epath.Path]) -> dict[str, Json]:
-    """label -> the log of its training, where the run was one of ours and is still there; damaged ones are left out."""
+def _checkpoints(folders: Iterable[epath.Path]) -> dict[str, Json]:
+    """label -> "checkpoint" (a name without the folders of this machine), and what is known of it."""
     found: dict[str, Json] = {}
+    for folder in folders:
+        known = run_files.provenance_of(folder)
+        for label, place in run_files.checkpoints_of(folder).items():
+            name = place if has_scheme(place) else "/".join(pathlib.PurePath(place).parts[-2:])
+            found[label] = {"checkpoint": name} | known.get(label, {})
+    return found
+
+
+def _trainings(
+    folders: Iterable[epath.Path], given: Mapping[str, str | os.PathLike[str]]
+) -> dict[str, Json]:
+    """Name -> the log of a training run, with the labels of its evaluations.
+
+    Found are the runs of the checkpoints, where they are ours and still there; damaged ones are left out. Several
+    evaluations of one run share its curve.
+    """
+    labels: dict[str, list[str]] = {}
     for folder in folders:
         for label, place in run_files.checkpoints_of(folder).items():
             if has_scheme(place) and not is_bucket(place):
                 continue  # a hub's, which has no log
-            if (to_path(place) / TRAINING_LOG).is_file():
-                try:
-                    found[label] = read_training(place)
-                except UserError as error:
-                    log.warning("the report is without the training of %s: %s", label, error)
+            path = to_path(place)
+            run = recipes.run_folder_of(path) or path
+            if (run / TRAINING_LOG).is_file():
+                labels.setdefault(os.fspath(run), []).append(label)
+    names = {os.fspath(to_path(path)): name for name, path in given.items()}
+    unnamed = [place for place in labels if place not in names]
+    short_names = [hub.name_of(place) for place in unnamed]
+    for place, name in zip(unnamed, short_names, strict=True):
+        taken = short_names.count(name) > 1 or name in given
+        names[place] = "/".join(pathlib.PurePath(place).parts[-2:]) if taken else name
+    found: dict[str, Json] = {}
+    for place, name in names.items():
+        try:
+            found[name] = read_training(place) | {"labels": labels.get(place, [])}
+        except UserError as error:
+            if name in given:
+                raise
+            log.warning("the report is without the training of %s: %s", name, error)
     return found
 
 
@@ -251,20 +297,33 @@ def _by_suite(lines: Iterable[Json]) -> list[Json]:
 def _comparisons(
     found: Sequence[Json],
     folders: Sequence[epath.Path],
-    methods: Sequence[str],
     labels: Sequence[str],
+    compare: tuple[str, str] | None,
 ) -> list[Json]:
-    """The methods in pairs; runs of one name (seeds) are not paired with anything."""
-    once = [method for method in methods if labels.count(method) == 1]
+    """The methods in pairs, each with the earlier run first; runs of one name (seeds) are not paired with anything."""
+    for label in compare or ():
+        if labels.count(label) > 1:
+            raise UserError(f"--compare: {label!r} is the name of {labels.count(label)} runs")
     if len(found) == 1:
-        return found[0]["comparisons"]
-    units: dict[str, list[metrics.Unit]] = {method: [] for method in once}
+        comparisons = list(found[0]["comparisons"])
+        there = {(one["first"], one["second"]) for one in comparisons}
+        if compare is None or compare in there:
+            return comparisons
+    once = [label for label in dict.fromkeys(labels) if labels.count(label) == 1]
+    units: dict[str, list[metrics.Unit]] = {label: [] for label in once}
     for folder in folders:
         for line in stored.predictions_of(folder):
             if line.method in units and line.examples:
                 units[line.method].append(line.to_unit())
     seed, resamples = found[0]["request"]["seed"], found[0]["bootstrap"]["resamples"]
-    return significance.compare_all(units, seed, resamples)
+    comparisons = significance.compare_all(units, seed, resamples)
+    if compare is not None and all(compare != (one["first"], one["second"]) for one in comparisons):
+        first, second = compare
+        comparisons += [
+            {"first": first, "second": second} | row
+            for row in significance.compare(units[first], units[second], seed, resamples)
+        ]
+    return comparisons
 
 
 def read_training(folder: str | os.PathLike[str]) -> Json:

@@ -10,12 +10,15 @@ from flipped_core.markdown import escape
 from flipped_eval.report import tables
 from flipped_eval.report.answer import answer
 from flipped_eval.report.content import LABELS, TITLES, Report, notes, short
-from flipped_eval.report.tables import Cell, Line
+from flipped_eval.report.provenance import HEADINGS, provenance
+from flipped_eval.report.published import published
+from flipped_eval.report.tables import Cell, Difference, Line
 
 
 def render(report: Report) -> str:
     """The report as Markdown. Names from outside are escaped, so that they cannot become markup."""
     parts = [f"# {escape(report.title)}"]
+    parts.append(_table(HEADINGS, [one.cells() for one in provenance(report)]))
     if report.made_up:
         parts.append(
             "> **Made-up data.** These numbers come from the small invented world that ships with this project, not "
@@ -25,11 +28,15 @@ def render(report: Report) -> str:
         parts += [f"## {escape(found.question)}", escape(found.sentences)]
     parts += ["## Means", _grid(report, tables.suites_table(report), "suite")]
     parts.append("Percent; in brackets the 95% interval over examples.")
-    parts += _published(report)
     parts += _differences(report)
     for suite in report.suites():
         parts.append(f"## {escape(TITLES.get(suite, suite))}")
         parts += _labels(report) if suite == LABELS else _tasks(report, suite)
+        parts += _published(report, suite)
+    for name, rows in tables.training_examples(report).items():
+        parts.append(f"## Training run {escape(name)}: examples of each dataset")
+        cells = [[one, str(number), f"{share:.1%}"] for one, number, share in rows]
+        parts.append(_table(["dataset", "examples", "share"], cells))
     parts += _counts(report)
     parts.append("## Configuration")
     configuration = json.dumps(
@@ -42,27 +49,54 @@ def render(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _published(report: Report) -> list[str]:
-    figures = [
-        [figure["what"], figure["suite"], figure["value"]] for figure in report.published["figures"]
-    ]
-    return [
-        "## Published figures, not measured here",
-        _table(["comparison", "on", "difference"], figures),
-        f"Source: {escape(report.published['source'])}.",
-    ]
+def _published(report: Report, suite: str) -> list[str]:
+    found = published(report, suite)
+    if found is None:
+        return []
+    parts: list[str] = [escape(one.sentence()) for one in found.reproductions]
+    parts.append("### Published figures, not measured here")
+    if found.rows:
+        rows = [[name, *cells] for name, cells in found.rows]
+        parts += [_table(["task", *found.columns], rows)]
+        parts += [f"{escape(found.note)} Source: {escape(found.source)}."]
+    if found.comparisons:
+        parts += [_table(["comparison", "difference"], found.comparisons)]
+        parts += [f"Source: {escape(found.comparisons_source)}."]
+    return parts
 
 
 def _differences(report: Report) -> list[str]:
-    rows = [
-        [one.first, one.second, one.what, one.difference, one.interval, one.p, str(one.n)]
-        for one in tables.differences_table(report)
-    ]
-    if not rows:
+    main, other = tables.main_differences(report), tables.other_differences(report)
+    if not main and not other:
         return []
-    head = ["first", "second", "on", "difference", "95% interval", "p", "examples"]
-    told = "Second minus first, in points, on the same examples; p is that of a permutation test."
-    return ["## Differences", told, _table(head, rows)]
+    told = (
+        "Second minus first, in points, on the same examples; p is that of a permutation test, and corrected for "
+        "the number of rows."
+    )
+    parts = ["## Differences", told]
+    if main:
+        parts.append(_pairs(main))
+    if other:
+        parts += ["### Other pairs", _pairs(other)]
+    return parts
+
+
+def _pairs(differences: Sequence[Difference]) -> str:
+    rows = [
+        [
+            one.first,
+            one.second,
+            one.what,
+            one.difference,
+            one.interval,
+            one.p,
+            one.adjusted,
+            str(one.n),
+        ]
+        for one in differences
+    ]
+    head = ["first", "second", "on", "difference", "95% interval", "p", "p, corrected", "examples"]
+    return _table(head, rows)
 
 
 def _tasks(report: Report, suite: str) -> list[str]:

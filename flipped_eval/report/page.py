@@ -27,6 +27,8 @@ from flipped_eval.report.content import (
     percent,
     short,
 )
+from flipped_eval.report.provenance import HEADINGS, provenance
+from flipped_eval.report.published import published
 from mixtures.suites import ORIGINAL
 
 _LOSSES = {
@@ -50,12 +52,15 @@ def render(report: Report) -> str:
     environment.filters["short"] = short
     environment.filters["count"] = "{:,}".format
     environment.filters["breakable"] = _breakable
+    environment.filters["zip"] = zip
     environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:]
     style = environment.get_template("style.css").render(colours=len(plots.MARKERS))
     text = environment.get_template("report.html").render(
         report=report,
         style=Markup(style),
         answer=answer(report),
+        provenance=provenance(report),
+        provenance_headings=HEADINGS,
         headline=headline(report),
         sections=[section(report, suite) for suite in report.suites() if suite != LABELS],
         labels=_labels(report) if LABELS in report.suites() else None,
@@ -64,6 +69,7 @@ def render(report: Report) -> str:
         confusions=tables.confusions(report),
         worst=_worst(report),
         training=_training(report),
+        training_examples=tables.training_examples(report),
         examples=_examples(report),
         counts=tables.counts_table(report),
         not_run=tables.not_run_table(report),
@@ -108,7 +114,7 @@ def headline(report: Report) -> Json:
         "percent",
     )
     return {
-        "cards": [card for card in cards if card[1]],
+        "cards": [(method, row, tables.above_chance(row)) for method, row in cards if row],
         "what": what,
         "plot": plot,
         "table": tables.suites_table(report),
@@ -148,6 +154,7 @@ def section(report: Report, suite: str) -> Json:
         "plot": plot,
         "table": tables.tasks_table(report, suite),
         "spread": tables.spread_table(report, suite),
+        "published": published(report, suite),
     }
 
 
@@ -200,19 +207,22 @@ def _labels(report: Report) -> Json:
     )
     return {
         "plot": plot,
-        "means": [mean for mean in means if mean[2]],
+        "means": [(*mean, tables.above_chance(mean[2])) for mean in means if mean[2]],
         "drops": tables.drops_table(report),
         "table": tables.labels_table(report),
         "accuracy": tables.labels_table(report, "accuracy"),
+        "published": published(report, LABELS),
     }
 
 
 def _training(report: Report) -> list[Json]:
     """The curves of the training runs, one picture for each quantity that was logged."""
-    names = list(report.methods) + [
-        label for label in report.training if label not in report.methods
-    ]
-    colours = {name: index for index, name in enumerate(names)}
+    colours = {method: index for index, method in enumerate(report.methods)}
+    for name, run in report.training.items():
+        evaluated = [label for label in run["labels"] if label in report.methods]
+        if name not in colours and len(evaluated) == 1:
+            colours[name] = colours[evaluated[0]]
+        colours.setdefault(name, len(colours))
     found = []
     for quantity, title in _LOSSES.items():
         series = {}
@@ -271,8 +281,8 @@ def _configuration(report: Report) -> list[tuple[str, str]]:
 
     blocks = [(f"evaluation of {run['label']}", text(run)) for run in report.runs]
     blocks += [
-        (f"training of {label}", text(run["config"]))
-        for label, run in report.training.items()
+        (f"training run {name}", text(run["config"]))
+        for name, run in report.training.items()
         if run["config"]
     ]
     return blocks + ([("more", text(report.extra))] if report.extra else [])

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.stats
 
 from flipped_core.files import Json
 from flipped_eval.aggregates import SUBSTITUTES
@@ -24,7 +25,7 @@ from flipped_eval.report.content import (
 )
 from mixtures.suites import ORIGINAL
 
-FLIPPED = "flipped"
+EXAMPLES_BY_DATASET = "examples_by_dataset"  # in a line of metrics.jsonl
 # Labels of runs that were not trained on the tasks begin with one of these.
 STARTS = ("untrained", "pretrained")
 
@@ -38,7 +39,7 @@ class Cell:
       detail: its interval.
       spread: how it varies over templates, label sets or runs; may be empty.
       sort: what its column is sorted by.
-      best: it is the highest of its row (and another method was measured).
+      best: it is the highest of its row, another method was measured, and it is above chance.
       above: its interval lies above chance.
     """
 
@@ -68,14 +69,20 @@ def cell(row: Json | None, best: float | None = None) -> Cell:
         return Cell("–")
     low, high = row["low"], row["high"]
     detail = f"{percent(low)} to {percent(high)}" if low is not None else f"n {row['n']}"
+    above = above_chance(row)
     return Cell(
         text=percent(row["value"]),
         detail=detail,
         spread=_spread(row),
         sort=row["value"],
-        best=best is not None and row["value"] >= best,
-        above=low is not None and low > row["chance"],
+        best=above and best is not None and row["value"] >= best,
+        above=above,
     )
+
+
+def above_chance(row: Json) -> bool:
+    """Whether the interval of a row of results lies above chance; False without an interval."""
+    return row["low"] is not None and row["low"] > row["chance"]
 
 
 def line(name: str, rows: Sequence[Json | None], note: str = "", total: bool = False) -> Line:
@@ -114,7 +121,7 @@ def tasks_table(report: Report, suite: str, metric: str = "accuracy") -> list[Li
         )
         measured = next((row for row in rows(task) if row), None)
         note = (
-            f"{counted(measured['n'], 'example')}, {counted(len(templates), 'template')}"
+            f"{examples_of(report, suite, task, measured['n'])}, {counted(len(templates), 'template')}"
             if measured
             else ""
         )
@@ -122,6 +129,19 @@ def tasks_table(report: Report, suite: str, metric: str = "accuracy") -> list[Li
         inner = tuple(line(template, rows(task, template)) for template in templates)
         lines.append(Line(of_task.name, of_task.chance, of_task.cells, of_task.note, False, inner))
     return lines
+
+
+def examples_of(report: Report, suite: str, task: str | None, scored: int) -> str:
+    """ "50 of 277 examples" of a task's splits, or of all of a suite's; "277 examples" where all were scored."""
+    splits = {
+        (count["dataset"], count["split"]): count["split_rows"]
+        for count in report.counts
+        if count["suite"] == suite and task in (None, count["task"]) and "split_rows" in count
+    }
+    rows = sum(splits.values())
+    return (
+        f"{scored:,} of {counted(rows, 'example')}" if rows > scored else counted(scored, "example")
+    )
 
 
 def labels_table(report: Report, metric: str = "macro_f1") -> list[Line]:
@@ -183,6 +203,23 @@ def counts_table(report: Report) -> list[Json]:
     return list(summed.values())
 
 
+def training_examples(report: Report) -> dict[str, list[tuple[str, int, float]]]:
+    """Training run -> (dataset, examples that it was trained on, their share), the most frequent first."""
+    found = {}
+    for name, run in report.training.items():
+        counts: dict[str, int] = {}
+        for record in run["records"]:
+            by_dataset = record.get(EXAMPLES_BY_DATASET)
+            for dataset, number in by_dataset.items() if isinstance(by_dataset, dict) else ():
+                if isinstance(number, int):
+                    counts[dataset] = counts.get(dataset, 0) + number
+        total = sum(counts.values())
+        if total:
+            ordered = sorted(counts, key=lambda dataset: (-counts[dataset], dataset))
+            found[name] = [(one, counts[one], counts[one] / total) for one in ordered]
+    return found
+
+
 def spread_table(report: Report, suite: str, metric: str = "accuracy") -> list[Json]:
     """For each task and method, how the metric varies over the templates."""
     found = []
@@ -225,7 +262,8 @@ def suites_table(report: Report) -> list[Line]:
             if suite == LABELS:
                 name += ", original words" if label_set == ORIGINAL else ", all other words"
             missing = sorted({task for row in rows if row for task in row.get("tasks_missing", ())})
-            note = f"{counted(measured['tasks'], 'task')}, {counted(measured['n'], 'example')}"
+            scored = examples_of(report, suite, None, measured["n"])
+            note = f"{counted(measured['tasks'], 'task')}, {scored}"
             if missing:
                 note += f"; without {', '.join(map(short, missing))}"
             lines.append(line(name, rows, note))
@@ -249,22 +287,34 @@ def drops_table(report: Report, metric: str = "macro_f1") -> list[Line]:
         ]
         return [row if row and "drop" in row else None for row in rows]
 
-    def of(name: str, rows: Sequence[Json | None], total: bool = False) -> Line:
+    def of(name: str, task: str | None, label_set: str, total: bool = False) -> Line:
+        rows = drops(task, label_set)
+        originals = [
+            report.row(method, LABELS, task, metric, label_set=ORIGINAL)
+            for method in report.methods
+        ]
         values = [row["drop"] for row in rows if row]
         least = min(values) if len(values) > 1 and max(values) > min(values) else None
-        cells = tuple(_drop_cell(row, least) for row in rows)
+        cells = tuple(
+            _drop_cell(row, least if before and above_chance(before) else None)
+            for row, before in zip(rows, originals, strict=True)
+        )
         return Line(name, Cell(""), cells, total=total)
 
-    lines = [of("all pairs", drops(None, SUBSTITUTES), total=True)]
+    lines = [of("all pairs", None, SUBSTITUTES, total=True)]
     for task in report.tasks(LABELS):
-        inner = tuple(of(one, drops(task, one)) for one in label_sets(report, task))
-        mean = of(f"{short(task)}, {len(inner)} pairs", drops(task, SUBSTITUTES))
+        inner = tuple(of(one, task, one) for one in label_sets(report, task))
+        mean = of(f"{short(task)}, {len(inner)} pairs", task, SUBSTITUTES)
         lines.append(Line(mean.name, mean.chance, mean.cells, lines=inner))
     return lines if any(cell.text != "–" for cell in lines[0].cells) else []
 
 
 def _drop_cell(row: Json | None, least: float | None) -> Cell:
-    """A drop; `best` is the smallest of its row, `above` one whose interval lies above 0."""
+    """A drop; `best` is the smallest of its row, `above` one whose interval lies above 0.
+
+    Args:
+      least: the smallest drop of the row; None where the method has nothing to lose, being at chance before.
+    """
     if row is None:
         return Cell("–")
     low, high = row["drop_low"], row["drop_high"]
@@ -292,7 +342,8 @@ class Difference:
       first, second: the methods.
       what: suite and metric, or the task.
       difference, interval: in points.
-      p: the permutation test's; `adjusted`, where given, is corrected for the number of tasks.
+      p: the permutation test's; `adjusted` is corrected for the number of rows of its table (of tasks, theirs).
+      p_value: p as a number.
       sure: the interval leaves 0 out.
       sort: the difference.
       lines: the tasks.
@@ -308,6 +359,7 @@ class Difference:
     sure: bool
     sort: float
     n: int
+    p_value: float = 1.0
     lines: tuple[Difference, ...] = ()
 
 
@@ -336,20 +388,29 @@ def differences_table(report: Report) -> list[Difference]:
 
 
 def main_differences(report: Report) -> list[Difference]:
-    """The pairs that matter: FLIPPED against each other training; all pairs where there is no FLIPPED."""
-    every = differences_table(report)
-    return [one for one in every if _matters(one)] or every
+    """The pair that was asked for, or each run against the first one; with p corrected for the number of rows."""
+    return _corrected([one for one in differences_table(report) if _is_main(report, one)])
 
 
 def other_differences(report: Report) -> list[Difference]:
     """The pairs that `main_differences` leaves out."""
-    main = main_differences(report)
-    return [one for one in differences_table(report) if one not in main]
+    return _corrected([one for one in differences_table(report) if not _is_main(report, one)])
 
 
-def _matters(one: Difference) -> bool:
-    others = [name for name in (one.first, one.second) if name != FLIPPED]
-    return len(others) == 1 and not others[0].startswith(STARTS)
+def _is_main(report: Report, one: Difference) -> bool:
+    if report.compare is not None:
+        return (one.first, one.second) == report.compare
+    return report.first in (one.first, one.second)
+
+
+def _corrected(differences: list[Difference]) -> list[Difference]:
+    """With p corrected for there being several rows (Benjamini and Hochberg 1995)."""
+    if not differences:
+        return []
+    adjusted = scipy.stats.false_discovery_control([one.p_value for one in differences])
+    return [
+        replace(one, adjusted=_p(float(p))) for one, p in zip(differences, adjusted, strict=True)
+    ]
 
 
 def _difference(row: Json, what: str) -> Difference:
@@ -365,6 +426,7 @@ def _difference(row: Json, what: str) -> Difference:
         sure=low is not None and (low > 0 or high < 0),
         sort=row["difference"],
         n=row["n"],
+        p_value=row["p"],
     )
 
 

@@ -18,11 +18,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import google_crc32c
 import numpy as np
 from etils import epath
 
 from flipped_core import bounded, locks
-from flipped_core.errors import UserError, unknown
+from flipped_core.errors import UserError, shown, unknown
+from flipped_core.paths import is_bucket, to_path
+from flipped_core.sealed import CHECKSUM, DAMAGED, seal
 from flipped_tasks.datasets import get_dataset
 from flipped_tasks.draws import generator
 from flipped_tasks.prepared.schema import Schema
@@ -34,6 +37,7 @@ FORMAT = 1
 VERSION = "1.0.0"
 MANIFEST = "manifest.json"
 INFO_FILE = "dataset_info.json"
+_FOOTER = 4  # bytes of a TFRecord behind what it holds: the checksum
 
 Json = dict[str, Any]
 
@@ -43,7 +47,7 @@ def dataset_folder(dataset: str, data_dir: str) -> epath.Path:
     folder = dataset.replace("/", "__")
     if folder in ("", ".", "..") or "\\" in folder:
         raise UserError(f"dataset: expected a name such as 'super_glue/rte', got {dataset!r}")
-    return epath.Path(data_dir).expanduser() / folder
+    return to_path(data_dir, "data_dir") / folder
 
 
 def index_name(split: str) -> str:
@@ -87,7 +91,11 @@ class Prepared:
         """The labelled rows of a split, in its order."""
         info = self.split(split)
         schema = Schema(get_dataset(self.dataset))
-        index = _load_index(self.folder / index_name(split), len(info["shards"]))
+        name = index_name(split)
+        file = self.manifest["files"].get(name)
+        if file is None:
+            raise UserError(f"{self.folder / MANIFEST}: files: expected {name!r}, which is missing")
+        index = _load_index(self.folder / name, len(info["shards"]), file["sha256"])
         return PreparedRows(schema, [_Shard(self.folder / name) for name in info["shards"]], index)
 
 
@@ -115,13 +123,18 @@ def _read_manifest(path: epath.Path) -> Json:
         manifest = bounded.parse_json(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
+    expected = manifest.pop(CHECKSUM, None) if isinstance(manifest, dict) else None
+    if expected is not None and seal(manifest)[CHECKSUM] != expected:
+        raise UserError(
+            f"{path}: {DAMAGED}: its content does not match its checksum; prepare it anew, with --force"
+        )
     got = manifest.get("format") if isinstance(manifest, dict) else None
     if got != FORMAT:
         raise UserError(
-            f"{path}: expected a manifest of format {FORMAT}, got {got!r}; prepare it anew"
+            f"{path}: expected a manifest of format {FORMAT}, got {shown(got)}; prepare it anew, with --force"
         )
     if (wrong := _wrong_field(manifest)) is not None:
-        raise UserError(f"{path}: {wrong}; the file is damaged: prepare it anew")
+        raise UserError(f"{path}: {wrong}; the file is damaged: prepare it anew, with --force")
     return manifest
 
 
@@ -172,10 +185,15 @@ def _wrong_field(manifest: Json) -> str | None:
     return None
 
 
-def _load_index(path: epath.Path, shards: int) -> np.ndarray:
+def _load_index(path: epath.Path, shards: int, sha256: str) -> np.ndarray:
     """int64 [rows, 4]: shard, where the record starts, its size, the row's number in the source."""
     try:
-        index = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise UserError(f"{path}: its sha256 is not the manifest's; run `flipped data verify`")
+        index = np.load(io.BytesIO(content), allow_pickle=False)
+    except UserError:
+        raise
     except (OSError, ValueError, EOFError, SyntaxError, MemoryError) as error:
         raise UserError(f"cannot read {path}: {error}; run `flipped data verify`") from error
     if index.ndim != 2 or index.shape[1] != 4 or index.dtype.kind != "i":
@@ -185,6 +203,12 @@ def _load_index(path: epath.Path, shards: int) -> np.ndarray:
             f"{path}: expected places in {shards} files, got others; run `flipped data verify`"
         )
     return index
+
+
+def _masked_crc(record: bytes) -> int:
+    """The checksum behind a record of a TFRecord file: CRC-32C, rotated and shifted as TensorFlow's format says."""
+    crc = google_crc32c.value(record)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 class _Shard:
@@ -202,7 +226,7 @@ class _Shard:
 
     def _open(self) -> mmap.mmap | bytes:
         try:
-            if "://" in os.fspath(self._path):
+            if is_bucket(self._path):
                 return self._path.read_bytes()
             with open(self._path, "rb") as file:
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -246,15 +270,25 @@ class PreparedRows(Sequence[bytes]):
             ) from error
 
     def record(self, place: int) -> bytes:
-        """A row as it is stored, a serialized `tf.train.Example`."""
+        """A row as it is stored, a serialized `tf.train.Example`.
+
+        Raises:
+          UserError: its bytes are not those that its checksum, TFRecord's own, was made of.
+        """
         shard, start, size, _ = self._index[place]
-        found = self._shards[shard].read(int(start), int(size))
-        if len(found) != size:
+        found = self._shards[shard].read(int(start), int(size) + _FOOTER)
+        if len(found) != size + _FOOTER:
             raise UserError(
-                f"{self._shards[shard]._path}: expected {size} bytes at {start}, got {len(found)}; "
+                f"{self._shards[shard]._path}: expected {size} bytes at {start}, got fewer; "
                 "run `flipped data verify`"
             )
-        return found
+        record, footer = found[:-_FOOTER], found[-_FOOTER:]
+        if _masked_crc(record) != int.from_bytes(footer, "little"):
+            raise UserError(
+                f"{self._shards[shard]._path}: {DAMAGED}: the row at {start} does not match its checksum; "
+                "run `flipped data verify`"
+            )
+        return record
 
 
 def labelled_rows(

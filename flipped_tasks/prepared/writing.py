@@ -13,8 +13,8 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import pathlib
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,6 +27,8 @@ from etils import epath
 from flipped_core import failures, locks
 from flipped_core.errors import UserError
 from flipped_core.files import temporary_folder
+from flipped_core.paths import is_bucket, move_object
+from flipped_core.sealed import CHECKSUM, DAMAGED, is_intact, read_json_file, seal
 from flipped_tasks.datasets import DatasetSpec
 from flipped_tasks.prepared.origins import Origin
 from flipped_tasks.prepared.reading import (
@@ -73,7 +75,12 @@ def prepare(
         a label, a file cannot be read or written, or another process prepares it.
     """
     source = origin.describe()
-    there = find(spec.name, data_dir)
+    try:
+        there = find(spec.name, data_dir)
+    except UserError:  # what lies there is damaged
+        if not force:
+            raise
+        there = None
     if there is not None:
         if there.manifest["source"] == source:
             return there.manifest, False
@@ -113,7 +120,7 @@ class _Split:
 
     Attributes:
       rows_read: rows of the source behind which to go on.
-      shards: for each whole file, its examples, bytes and sha256.
+      shards: for each whole file, its examples, bytes, sha256 and that of its index.
       dropped, notes: reason → rows that were left out; remark → rows that it is true of.
       left_out: columns of the source that the catalog does not name.
       done: the source has no more rows.
@@ -128,9 +135,14 @@ class _Split:
 
     @classmethod
     def read(cls, path: epath.Path) -> _Split:
+        """What a stopped run wrote. Raises `UserError` where it is damaged."""
         if not path.exists():
             return cls()
-        found = cls(**json.loads(path.read_text()))
+        if not is_intact(path):
+            raise UserError(f"{path}: {DAMAGED}")
+        content = read_json_file(path)
+        del content[CHECKSUM]
+        found = cls(**content)
         found.dropped, found.notes = Counter(found.dropped), Counter(found.notes)
         return found
 
@@ -167,7 +179,7 @@ class _Writer:
             self._finish_split(split, one)
         self._write_info(done)
         manifest = self._manifest(done)
-        _put(self.staging / MANIFEST, _json(manifest))
+        _put(self.staging / MANIFEST, _json(seal(manifest)))
         self.lock.check()
         self._publish()
         return manifest
@@ -178,13 +190,38 @@ class _Writer:
         asked = _json({"source": self.source, "format": FORMAT, "shard_bytes": self.shard_bytes})
         if self.staging.exists():
             if marker.exists() and marker.read_bytes() == asked:
-                return
+                if (wrong := self._damage()) is None:
+                    return
+                print(f"warning: {wrong}; the dataset is written from its start", file=sys.stderr)
             self.staging.rmtree()
         self.staging.mkdir(parents=True)
         _put(marker, asked)
 
+    def _damage(self) -> str | None:
+        """What of a stopped run's files is not as it was written; None where all is."""
+        for split in self.origin.splits():
+            try:
+                state = _Split.read(self._state_file(split))
+            except UserError as error:
+                return str(error)
+            for number, shard in enumerate(state.shards):
+                names = (
+                    _shard_name(split, number),
+                    self._file_name(split, number, len(state.shards)),
+                )
+                found = [self.staging / n for n in names if (self.staging / n).exists()]
+                if not found or _digest(found[0].read_bytes()) != shard["sha256"]:
+                    return f"{self.staging / names[0]}: {DAMAGED}"
+                part = self.staging / f"{names[0]}.npy"
+                if part.exists() and _digest(part.read_bytes()) != shard["index"]:
+                    return f"{part}: {DAMAGED}"
+        return None
+
+    def _state_file(self, split: str) -> epath.Path:
+        return self.staging / f"{split}.progress.json"
+
     def _write_split(self, split: str) -> _Split:
-        state_file = self.staging / f"{split}.progress.json"
+        state_file = self._state_file(split)
         state = _Split.read(state_file)
         if state.done:
             self.progress(split, state.rows_read)
@@ -198,11 +235,17 @@ class _Writer:
             if len(index):
                 number = len(state.shards)
                 _put(self.staging / _shard_name(split, number), data)
-                _put(self.staging / f"{_shard_name(split, number)}.npy", _npy(index))
+                places = _npy(index)
+                _put(self.staging / f"{_shard_name(split, number)}.npy", places)
                 state.shards.append(
-                    {"examples": len(index), "bytes": len(data), "sha256": _digest(data)}
+                    {
+                        "examples": len(index),
+                        "bytes": len(data),
+                        "sha256": _digest(data),
+                        "index": _digest(places),
+                    }
                 )
-            _put(state_file, _json(vars(state)))
+            _put(state_file, _json(seal(vars(state))))
         return state
 
     def _next_shard(
@@ -323,7 +366,7 @@ class _Writer:
         for path in list(self.staging.iterdir()):
             if _is_state(path.name):
                 path.unlink()
-        if has_atomic_rename(self.final):
+        if not is_bucket(self.final):
             old = self.final.parent / f"{VERSION}.replaced"
             if self.final.exists():
                 self.final.rename(old)
@@ -332,20 +375,13 @@ class _Writer:
             return
         (self.final / MANIFEST).unlink(missing_ok=True)
         self.final.rmtree(missing_ok=True)
-        self.final.mkdir(parents=True, exist_ok=True)
         for path in sorted(self.staging.iterdir(), key=lambda path: path.name == MANIFEST):
-            path.rename(self.final / path.name)
-        self.staging.rmtree(missing_ok=True)  # a bucket's folder is gone with its last file
+            move_object(path, self.final / path.name)
 
 
 def _is_state(name: str) -> bool:
     """Whether a file is there for a run that goes on, and no part of the dataset."""
     return name == _SOURCE or name.endswith(".progress.json") or name.startswith(".")
-
-
-def has_atomic_rename(path: epath.Path) -> bool:
-    """Whether a folder can be renamed in one step: on a local disk, not in a bucket."""
-    return "://" not in os.fspath(path)
 
 
 def tfds_name(dataset: str) -> str:
@@ -359,6 +395,9 @@ def _shard_name(split: str, number: int) -> str:
 
 def _put(path: epath.Path, data: bytes) -> None:
     """Writes a file so that it is there whole or not at all."""
+    if is_bucket(path):
+        path.write_bytes(data)
+        return
     temporary = path.parent / f".{path.name}.tmp"
     temporary.write_bytes(data)
     temporary.replace(path)

@@ -22,6 +22,12 @@ TRAIN = ["--gin_file=gin/models/tiny.gin", "--gin_file=gin/recipes/flipped.gin"]
 TRAIN += ["--gin_file=gin/runs/train.gin"]
 
 
+def test_a_message_is_one_short_line_that_steers_no_terminal(capsys):
+    assert errors.report("a\nb \x1b[31m" + "c" * 10**6) == 2
+    line = one_line(2, *capsys.readouterr())
+    assert line.startswith("error: a b \\x1b[31mccc") and len(line) < 2000
+
+
 def one_line(code: object, stdout: str, stderr: str) -> str:
     """The message, after checking that it is all there is."""
     assert code == 2, (code, stderr)

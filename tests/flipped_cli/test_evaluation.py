@@ -81,7 +81,7 @@ def done(tmp_path_factory, trained) -> pathlib.Path:
     """Both runs by both methods, in one job from the command line."""
     folder = tmp_path_factory.mktemp("done") / "out"
     told = call(
-        "eval", "--checkpoint", *trained, "--methods", "direct", "flipped", "--suite", RTE, "kettles",
+        "eval", "--checkpoint", *trained, "--method", "direct", "flipped", "--suite", RTE, "kettles",
         "--module", KETTLES, "--max_examples", "4", "--output", str(folder),
     )  # fmt: skip
     assert told.exit_code == 0, told.output
@@ -101,11 +101,75 @@ def test_several_checkpoints_methods_and_datasets_in_one_job(done):
     assert {run["lengths"]["inputs"] for run in found["runs"]} == {96}
     assert found["not_run"] == []
     told = (done / "told.txt").read_text()
-    assert re.search(r"left to score: 12 templates, \d+ choices, [\d,]+ tokens, about \d+ s", told)
-    assert re.search(
-        r"\[ *\d+%.*\] flipped flipped: chosen kettles: 2 templates, \d examples", told
+    lines = told.splitlines()
+    assert "mean, %" in lines[-6]
+    # A small job says how the checkpoints are queried, and in one line what is left to do.
+    [left] = [
+        line for line in lines[:-6] if not re.match(r".*(checkpoints/|method |vocabulary)", line)
+    ]
+    assert re.fullmatch(
+        r"left to score: 12 templates, \d+ choices, [\d,]+ tokens, about \d+ s", left
     )
-    assert "mean, %" in told.splitlines()[-6]
+
+
+def test_a_larger_job_has_a_table_and_a_line_for_each_task(tmp_path, trained, monkeypatch):
+    from flipped_eval import scoring
+
+    monkeypatch.setattr(scoring, "SMALL_JOB", 10)
+    told = call(
+        "eval", "--checkpoint", trained[1], "--suite", "kettles", "--module", KETTLES,
+        "--max_examples", "4", "--output", str(tmp_path / "out"),
+    ).output  # fmt: skip
+    assert re.search(r"\[ *\d+%.*\] flipped: chosen kettles: 2 templates, \d examples", told)
+    assert re.search(r"chosen +kettles +2 ", told)
+
+
+def test_a_suite_of_the_trainings_module_suggests_the_module(tmp_path, vocab_path):
+    recipe = {"vocab_path": vocab_path, "lengths": {"inputs": 96, "targets": 32}}
+    run = save(
+        tmp_path / "run", vocab_path, 0, mixture="direct_train", task_modules=[KETTLES], **recipe
+    )
+    told = call(
+        "eval", "--checkpoint", run, "--suite", "kettles", "--output", str(tmp_path / "out")
+    )
+    assert told.exit_code == 2 and "kettles" not in own.own_datasets()
+    assert told.output.splitlines()[-1] == (
+        "error: unknown suite or dataset 'kettles': the checkpoint was trained with a module that may register it; "
+        f"give --module {KETTLES} (gin: TASK_MODULES)"
+    )
+
+
+def test_the_report_opens_with_provenance(done, tmp_path):
+    told = call("report", str(done), "--output", str(tmp_path))
+    assert told.exit_code == 0, told.output
+    page = (tmp_path / "report.html").read_text()
+    opening = page[: page.index("<nav")]
+    head, _, *lines = (tmp_path / "report.md").read_text().split("\n\n")[1].split("\n")
+    assert head == "| run | checkpoint | step | size | vocabulary | method | suites | commit |"
+    first = dict(zip(head.strip("| ").split(" | "), lines[0].strip("| ").split(" | "), strict=True))
+    assert first["run"] == "direct direct" and first["method"] == "DIRECT" and first["step"] == "3"
+    assert re.fullmatch(r"[\d,]+ parameters", first["size"])
+    assert re.fullmatch(r"512 rows, hash [0-9a-f]{8}", first["vocabulary"])
+    assert re.fullmatch(r"Chosen datasets: 8 of \d+ examples", first["suites"])
+    assert first["checkpoint"].endswith("/direct")
+    for text in (first["size"], first["suites"], "flipped flipped"):
+        assert text in opening
+    assert "4 of " in page[page.index('id="chosen"') :]
+
+
+def test_a_chosen_comparison_of_a_report(done, tmp_path):
+    words = ("report", str(done), "--output", str(tmp_path), "--compare")
+    told = call(*words, "flipped flipped", "direct direct")
+    assert told.exit_code == 0, told.output
+    text = (tmp_path / "report.md").read_text()
+    shown = text[text.index("## Differences") : text.index("### Other pairs")]
+    rows = [
+        line for line in shown.split("\n") if line.startswith("| flipped flipped | direct direct |")
+    ]
+    assert rows and shown.count("\n| ") == len(rows) + 2  # and the heading, with its rule
+    assert call(*words, "flipped flipped", "direct").output.startswith(
+        "error: unknown run to compare 'direct'"
+    )
 
 
 def test_scores_are_those_of_the_scorer_one_pair_at_a_time(done, trained, vocab_path):
@@ -181,10 +245,12 @@ def cut_to(source: pathlib.Path, out: pathlib.Path, rows: int) -> str:
     """A Hugging Face folder with fewer rows, as `resize_token_embeddings` leaves it."""
     import safetensors.numpy
 
+    from t5_engine import huggingface
+
     out.mkdir()
     (out / "spiece.model").write_bytes((source / "spiece.model").read_bytes())
     tensors = safetensors.numpy.load_file(source / "model.safetensors")
-    for name in ("shared.weight", "lm_head.weight"):
+    for name in ("shared.weight", "lm_head.weight", *huggingface.COPIES):
         tensors[name] = tensors[name][:rows].copy()
     safetensors.numpy.save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((source / "config.json").read_text())
@@ -214,7 +280,9 @@ def test_an_export_is_asked_as_it_was_trained(tmp_path, trained, vocab_path, mon
     told = call(*words)
     assert told.exit_code == 2
     assert "resized does not record its method, lengths, end of inputs" in told.output
-    told = call(*words, "--methods", "direct", "--inputs", "96", "--targets", "32", "--eos")
+    told = call(
+        *words, "--method", "direct", "--inputs_length", "96", "--targets_length", "32", "--eos"
+    )
     assert told.exit_code == 0, told.output
     assert call("ckpt", "import", "--from", "hf", resized, "ours").exit_code == 0
     short = cut_to(tmp_path / "hf", tmp_path / "short", ids - 1)
@@ -231,10 +299,10 @@ def test_the_report_command(done, trained, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "Kettles &amp; co." in page and 'id="training"' in page and "Chosen datasets" in page
     report = json.loads((tmp_path / "report.json").read_text())
-    assert set(report["training"]) == set(report["methods"])
+    assert set(report["training"]) == {"direct", "flipped"}  # runs, not evaluations
     assert (tmp_path / "report.md").read_text().startswith("# Kettles")
     assert "left to score: nothing" in call(
-        "eval", "--checkpoint", *trained, "--methods", "direct", "flipped", "--suite", RTE, "kettles",
+        "eval", "--checkpoint", *trained, "--method", "direct", "flipped", "--suite", RTE, "kettles",
         "--module", KETTLES, "--max_examples", "4", "--output", str(done), "--plan",
     ).output  # fmt: skip
     nothing = call("report", str(done.parent))
@@ -258,10 +326,14 @@ def test_another_split_and_a_dataset_without_rows(tmp_path, trained):
     row = {"premise": "A cat sat.", "hypothesis": "A cat stood.", "idx": 0, "label": 1}
     (data / "super_glue__rte" / "train.jsonl").write_text(json.dumps(row) + "\n")
     told = call(
-        "eval", "--checkpoint", trained[0], "--methods", "direct", "flipped", "--suite", "labels", "--plan",
+        "eval", "--checkpoint", trained[0], "--method", "direct", "flipped", "--suite", "labels", "--plan",
         "--split", "super_glue/rte=train", "--data_dir", str(data), "--output", str(tmp_path / "out"),
     )  # fmt: skip
-    assert told.exit_code == 0, told.output
+    assert told.exit_code == 2, told.output  # as of the job itself, and of `flipped data prepare`
+    assert (
+        "error: tasks that cannot be run: labels wsc, labels cb, labels imdb, labels paws"
+        in told.output
+    )
     assert re.search(r"labels +rte +12 +12 +24 ", told.output)
     not_run = [line for line in told.output.splitlines() if line.startswith("not run: ")]
     assert len(not_run) == 4 and all("(direct, flipped)" in line for line in not_run)
@@ -306,27 +378,27 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path, trained, vocab_path
     train_vocabulary(warmup_texts(0, 300), small, size=250)
     bare = save(tmp_path / "bare", vocab_path, 0)
     out = ["--suite", RTE, "--output", str(tmp_path / "out")]
-    rest = ["--inputs", "96", "--targets", "32", "--eos"]
+    rest = ["--inputs_length", "96", "--targets_length", "32", "--eos"]
     for words, message in (
         (
             ["--checkpoint", trained[0], "--vocab", str(other)],
             "was trained with .*small.model, and .*other.model is",
         ),
         (
-            ["--checkpoint", bare, "--methods", "direct", "--vocab", str(other), *rest],
+            ["--checkpoint", bare, "--method", "direct", "--vocab", str(other), *rest],
             "other.model has 800 ids .* has 512",
         ),
         (
-            ["--checkpoint", bare, "--methods", "direct", "--vocab", str(small), *rest],
+            ["--checkpoint", bare, "--method", "direct", "--vocab", str(small), *rest],
             "small.model has 350 ids .* has 512",
         ),
         (
-            ["--checkpoint", bare, "--methods", "direct", *rest],
+            ["--checkpoint", bare, "--method", "direct", *rest],
             "bare does not record its vocabulary: give --gin.VOCAB_PATH=… .flipped eval: --vocab",
         ),
         (
             ["--checkpoint", bare, "--vocab", vocab_path],
-            "bare does not record its method, lengths, end of inputs .*: give --gin.METHOD=… .*--methods",
+            "bare does not record its method, lengths, end of inputs .*: give --gin.METHOD=… .*--method",
         ),
     ):
         told = call("eval", *words, *out)
@@ -379,8 +451,8 @@ def test_a_checkpoint_that_does_not_fit_its_model_is_refused(tmp_path, vocab_pat
             "unknown template of 'kettles' 'contant'; .*'content'",
         ),
         (
-            ["--methods", "direct", "fliped"],
-            "--methods: expected 'direct' or .*; nearest: 'flipped'",
+            ["--method", "direct", "fliped"],
+            "--method: expected 'direct' or .*; nearest: 'flipped'",
         ),
         (["--suite", "rte"], "unknown suite or dataset 'rte'; nearest: 'super_glue/rte'"),
         (
@@ -396,7 +468,10 @@ def test_a_checkpoint_that_does_not_fit_its_model_is_refused(tmp_path, vocab_pat
         (["--label", "a", "b"], "label: expected 1 names, .* got 2"),
         (["--split", "rte"], "--split: expected DATASET=SPLIT, got 'rte'"),
         (["--split", "super_glue/rte=trian"], "unknown split .*'trian'; nearest: 'train'"),
-        (["--inputs", "64"], "--inputs and --targets: expected both or neither"),
+        (
+            ["--inputs_length", "64"],
+            "--inputs_length and --targets_length: expected both or neither",
+        ),
         (["--data_dir", "nowhere"], "data_dir: expected a folder, there is none at .*nowhere"),
         (["--label_sets", "nowhere.yaml"], "cannot read label sets"),
         (["--output", "SAME"], "output_dir: expected another folder than checkpoint_path"),
@@ -435,3 +510,33 @@ def test_options_take_several_words():
     assert of("--a", "x", "--a", "y") == {"a": ["x", "y"], "b": None, "rest": []}
     assert of("r", "--b", "z", "s", "--a", "1") == {"a": ["1"], "b": "z", "rest": ["r", "s"]}
     assert of("--a=x", "r") == {"a": ["x"], "b": None, "rest": ["r"]}
+
+
+def test_a_file_of_unlabelled_rows_gives_predictions_as_json_lines(trained, tmp_path):
+    """With --dataset a line is a row itself, of the catalog's or of a custom dataset, with or without a label."""
+    rows = [
+        {"premise": "A cat sat.", "hypothesis": "A cat stood.", "idx": 0},
+        {"premise": "A cat sat.", "hypothesis": "A cat stood.", "idx": 1, "label": -1},
+        {"premise": "A cat sat.", "hypothesis": "A cat stood.", "idx": 2, "label": 1},
+    ]
+    (tmp_path / "rte.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = [{"text": "It leaks."}, {"text": "It boils at once.", "label": None}]
+    (tmp_path / "kettles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    rte = ("--dataset", "super_glue/rte", "--template", "GPT-3 style")
+    kettles = ("--module", KETTLES, "--dataset", "kettles", "--template", "content")
+    for name, number, choices, words in (
+        ("rte", 3, ["True", "False"], rte),
+        ("kettles", 2, ["no", "yes"], kettles),
+    ):
+        jsonl = str(tmp_path / f"{name}.jsonl")
+        told = call("score", "--checkpoint", trained[0], "--jsonl", jsonl, *words)
+        assert told.exit_code == 0, told.output
+        scored = [json.loads(line) for line in told.stdout.splitlines()]
+        assert len(scored) == number
+        for one in scored:
+            assert list(one) == ["choices", "logprobs", "prediction", "prediction_text"]
+            assert one["choices"] == choices and len(one["logprobs"]) == 2
+            assert one["prediction_text"] == choices[one["prediction"]]
+            assert max(one["logprobs"]) == one["logprobs"][one["prediction"]]
+        if name == "rte":  # the label plays no part
+            assert scored[0] == scored[1] == scored[2]

@@ -78,7 +78,7 @@ def published(
 
 
 # What such a repository does not record.
-ASKED = ("--inputs", "512", "--targets", "128", "--eos")
+ASKED = ("--inputs_length", "512", "--targets_length", "128", "--eos")
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_eval_records_the_commit(server: hub_server.Hub, pinned: str, tmp_path: 
         "eval",
         "--checkpoint",
         NAME,
-        "--methods",
+        "--method",
         "direct",
         "--suite",
         RTE,
@@ -304,7 +304,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
     told = mistake("ckpt", "import", "--from", "hf", "--model", "xl", NAME, out)
     assert "is of another model: " in told and "emb_dim is 16 there and 2048 here" in told
     assert not [name for name in server.downloaded() if name.endswith(".bin")]
-    evaluation = ("--methods", "direct", "--suite", RTE, "--output", out)
+    evaluation = ("--method", "direct", "--suite", RTE, "--output", out)
     for words in (
         ("ckpt", "info"),
         ("ckpt", "verify"),

@@ -1,7 +1,9 @@
 """`flipped tasks new|render|lint` and `flipped mixtures show`, as a user types them."""
 
+import collections
 import json
 import pathlib
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -77,7 +79,20 @@ def test_a_training_run_on_a_mixture_with_ones_own_dataset(
     assert {i.split("/")[3] for i in ours} == {"content"}
     assert abs(len(ours) / 128 - 3 / 4) < 4 * (3 / 16 / 128) ** 0.5
     assert all(i.startswith("rotten_tomatoes/train/") for i in set(met[:128]) - set(ours))
-    assert "flipped.kettles: 1 unlabelled of 9 rows (11.1%)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    words_of_header = (
+        "flipped_mine: 1 device (cpu), mesh data 1 × model 1", "64 examples per step, 2 steps: 128 examples",
+        "starting from random parameters (seed 0)", "flipped_mine: complete: step 2 of 2",
+        f"next: flipped eval --checkpoint {model_dir} --suite seen --output {model_dir}/eval --module {EXAMPLE}",
+    )  # fmt: skip
+    places = [told.index(text) for text in words_of_header]
+    assert places == sorted(places), told
+    assert re.search(r"kettles +8 +75.00% +96 +12\b", told), told
+    by_dataset = collections.Counter()
+    for line in lines:
+        by_dataset.update(json.loads(line)["examples_by_dataset"])
+    assert by_dataset == collections.Counter(i.split("/")[0] for i in met[:128])
+    assert re.search(r"flipped.kettles ! +│ +9 │ +1 │ +\d+ │ +0 │ 1 unlabelled", told), told
     words = {
         "CHECKPOINT_PATH": str(model_dir), "SUITES": ["kettles"], "TASK_MODULES": [EXAMPLE],
         "EVAL_OUTPUT_DIR": str(tmp_path / "results"),
@@ -87,7 +102,7 @@ def test_a_training_run_on_a_mixture_with_ones_own_dataset(
     )
     results = json.loads((tmp_path / "results/results.json").read_text(encoding="utf-8"))
     assert not results["not_run"]
-    assert "flipped: chosen kettles: 1 templates, 4 examples" in capsys.readouterr().out
+    assert "left to score: 1 templates, 8 choices" in capsys.readouterr().out
 
 
 def test_lint_is_a_table_and_its_exit_code_tells_what_is_wrong(tmp_path):
@@ -127,11 +142,12 @@ def test_a_mixture_is_shown_with_shares_and_passes():
     assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
     assert rows["dbpedia_14"]["n"] == 500_000
     for row in rows.values():
-        assert row["passes"] == pytest.approx(5000 * 240 / 2_497_543)
+        assert row["epochs"] == pytest.approx(5000 * 240 / 2_497_543)
+        assert row["examples"] == pytest.approx(row["n"] * row["epochs"])
     fewer = call(
         "mixtures", "show", "flipped_train", "--json", "--steps", "10", "--batch_size", "8"
     )
-    assert json.loads(fewer.stdout.splitlines()[0])["passes"] == pytest.approx(80 / 2_497_543)
+    assert json.loads(fewer.stdout.splitlines()[0])["epochs"] == pytest.approx(80 / 2_497_543)
 
 
 def test_a_mixture_with_ones_own_dataset():
@@ -140,6 +156,21 @@ def test_a_mixture_with_ones_own_dataset():
     ).stdout.splitlines()
     (row,) = [row for row in map(json.loads, lines) if row["dataset"] == "kettles"]
     assert (row["rate"], row["templates"], row["n"]) == (2000, 2, 8)
+    few = call(
+        "mixtures",
+        "show",
+        "direct_train",
+        "--module",
+        EXAMPLE,
+        "--steps",
+        "30",
+        "--batch_size",
+        "4",
+    ).stdout
+    assert "kettles" in few and " 0.096 " in few  # examples that are expected in the whole run
+    warning = few.splitlines()[-1]
+    assert warning.startswith("warning: 21 of 21 datasets get less than one epoch: ")
+    assert warning.endswith("; a custom dataset gets more with add_to_mixture(…, share=0.1)")
     wrong = call("mixtures", "show", "flipped_trian")
     assert wrong.exit_code == 2 and "nearest: 'flipped_train'" in wrong.stderr
     rates = call("mixtures", "show", "flipped_train", "--rates", "equals")

@@ -15,7 +15,7 @@ from t5_engine import config
 from t5_engine.model import abstract_params
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SMALL = ("--model", "tiny", "--batch_size", "6", "--inputs", "16", "--targets", "8")
+SMALL = ("--model", "tiny", "--batch_size", "6", "--inputs_length", "16", "--targets_length", "8")
 
 
 def _plan(*words: str) -> subprocess.CompletedProcess[str]:
@@ -109,8 +109,17 @@ def test_the_tpu_compiler() -> None:
 @pytest.mark.slow
 def test_what_the_tpu_compiler_refuses_is_tried_with_changes() -> None:
     pytest.importorskip("libtpu", reason="libtpu, the TPU compiler, is not installed (extra: plan)")
-    words = ("--batch_size", "2400", "--inputs", "512", "--targets", "128", "--only", "train")
-    words += ("--no-pack",)
+    words = (
+        "--batch_size",
+        "2400",
+        "--inputs_length",
+        "512",
+        "--targets_length",
+        "128",
+        "--only",
+        "train",
+    )
+    words += ("--no_pack",)
     result = _plan("--model", "tiny", *words, "--topology", "v5e:2x2", "--quick", "--json")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)

@@ -184,7 +184,7 @@ def test_options_name_themselves() -> None:
     for words, message in (
         (("--batch_size", "24O"), "--batch_size: expected a whole number of at least 1 or None, got '24O'"),
         (("--coordinator_timeout", "inf"), "--coordinator_timeout: expected a number above 0 .*, got inf"),
-        (("--inputs", "1", "--targets", "8"), "--inputs and --targets: expected .*, got "),
+        (("--inputs_length", "1", "--targets_length", "8"), "--inputs_length and --targets_length: expected .*, got "),
         (("--templates", "orignal"), "--templates: expected .*, got 'orignal'; nearest: 'original'"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=f"^{message}"):
@@ -218,8 +218,8 @@ def test_a_macro_that_nothing_reads_is_refused(tmp_path: pathlib.Path) -> None:
 def test_gin_options_and_python_make_equal_runs() -> None:
     words = ("SUITES=['a', 'b:c']", "SPLITS={'imdb': 'train'}", "INPUT_EOS=false", "METHOD=direct",
              "TASK_FEATURE_LENGTHS={'inputs': 9, 'targets': 8}", "PLAN_ONLY=True")  # fmt: skip
-    options = ("--suite", "a", "--suite", "b:c", "--split", "imdb=train", "--no_eos", "--methods",
-               "direct", "--inputs", "9", "--targets", "8", "--plan")  # fmt: skip
+    options = ("--suite", "a", "--suite", "b:c", "--split", "imdb=train", "--no_eos", "--method",
+               "direct", "--inputs_length", "9", "--targets_length", "8", "--plan")  # fmt: skip
     run = EvalRun(
         checkpoint_path=("runs/a",),
         output_dir="out",
@@ -355,9 +355,13 @@ def test_run_files_of_older_versions_resume(
         ({"model": {"emb_dims": 3}}, "unknown field 'emb_dims'; nearest: 'emb_dim'"),
         (
             {"model": {"emb_dim": "wide"}},
-            "T5Config: emb_dim: expected a whole number .*, got 'wide'",
+            "run.json: model: T5Config: emb_dim: expected a whole number .*, got 'wide'",
         ),
         ({"mixture": 5}, "run.json: mixture: expected a name, got 5"),
+        (
+            {"model": {"emb_dim": "x"}},
+            "run.json: model: T5Config: emb_dim: expected a whole number",
+        ),
         ({"input_eos": None}, "run.json: input_eos: expected True or False, got None"),
         ({"vocab_path": ["v"]}, r"run.json: vocab_path: expected a path, got \['v'\]"),
     ],
@@ -377,6 +381,25 @@ def test_a_run_file_that_is_none_is_one_line(tmp_path: pathlib.Path, text: str) 
     with pytest.raises(UserError, match="run.json") as caught:
         read_run(epath.Path(tmp_path / "run.json"), partial=True)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "old, new", [('"seed": 0', '"seed": 1'), ('"inputs": 512', '"inputs": 112'), ("}", "")]
+)
+def test_a_damaged_run_file_is_no_other_run_and_does_not_keep_a_run_from_resuming(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], old: str, new: str
+) -> None:
+    run = written(tmp_path)
+    file = tmp_path / "run.json"
+    good = file.read_text()
+    assert old in good
+    file.write_text(good.replace(old, new, 1))
+    with pytest.raises(UserError, match="run.json: not what was written there"):
+        read_run(epath.Path(file), partial=True)
+    provenance.open_run(run, "gin")
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: ") and "run.json: not what was written there" in line
+    assert file.read_text() == good
 
 
 def test_the_model_is_a_setting_too() -> None:

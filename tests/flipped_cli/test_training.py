@@ -46,9 +46,15 @@ def run(model_dir: pathlib.Path | str, vocab_path: str, **changes: Any) -> Any:
     return training.train(gin_config.make(TrainRun), gin_config.operative())
 
 
-def test_train_resume_refuse(tmp_path: pathlib.Path, vocab_path: str) -> None:
+def test_train_resume_refuse(
+    tmp_path: pathlib.Path, vocab_path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     assert int(run(folder, vocab_path, TRAIN_STEPS=2).step) == 2
+    said = capsys.readouterr()
+    assert "token accuracy 0." in said.err
+    assert "4 examples per step, 2 steps: 8 examples" in said.out
+    assert "warning: 1 of 1 datasets get less than one epoch: imdb (" in said.out
     about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     assert about["recipe"]["mixture"] == "direct.imdb"
     assert about["recipe"]["model"]["emb_dim"] == 16
@@ -58,6 +64,7 @@ def test_train_resume_refuse(tmp_path: pathlib.Path, vocab_path: str) -> None:
     # How it is carried out may change on the way.
     other: dict[str, Any] = {"MICROBATCHES": 2, "REMAT": "full", "FSDP": True, "TRAIN_STEPS": 3}
     assert int(run(folder, vocab_path, **other).step) == 3
+    assert f"resuming from step 2 of 3 in {folder}" in capsys.readouterr().out
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
 
@@ -65,6 +72,9 @@ def test_train_resume_refuse(tmp_path: pathlib.Path, vocab_path: str) -> None:
     with pytest.raises(UserError, match="already at step 3: expected at least that, got 2"):
         run(folder, vocab_path, TRAIN_STEPS=2)
     assert int(run(folder, vocab_path, TRAIN_STEPS=3, LOG_PERIOD=9).step) == 3  # nothing to do
+    said_again = capsys.readouterr().out
+    assert "direct.imdb: already complete, nothing was trained: step 3 of 3" in said_again
+    assert "examples per step" not in said_again and "next: flipped eval" in said_again
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
     assert (folder / "spiece.model").read_bytes() == pathlib.Path(vocab_path).read_bytes()
 

@@ -125,10 +125,31 @@ def test_an_owner_that_renews_is_not_stale(store, monkeypatch) -> None:
     lock.release()
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"pid": "x"}', b"\xff\xfe", b"null"])
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b'{"pid": "x"}', b"\xff\xfe", b"null", b"[" * 1000]
+)
 def test_what_is_no_lock_does_not_count(store, content) -> None:
     one = store()
     assert one.swap(one.read()[1], content) is not None
+    locks.acquire(store(), "run").release()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"started": float("inf")},
+        {"started": 1e300},
+        {"started": -1e12},
+        {"renewed": float("nan")},
+        {"renewed": 1e300},
+        {"renewed": 10**400},
+        {"renewed": "1"},
+        {"pid": 10**200},
+        {"host": "\ud83d"},
+    ],
+)
+def test_a_damaged_lock_does_not_count_nor_hold_the_folder_for_ever(store, damage) -> None:
+    leave(store, **damage)
     locks.acquire(store(), "run").release()
 
 
@@ -239,6 +260,21 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write .*file/run/.lock: Not a directory"):
         with locks.hold(tmp_path / "file" / "run", "MODEL_DIR"):
+            pass
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: path.mkdir(),
+        lambda path: path.symlink_to("/absent/folder/file"),
+        os.mkfifo,
+    ],
+)
+def test_something_else_in_the_lock_s_place_is_one_line(tmp_path, make) -> None:
+    make(tmp_path / ".lock")
+    with pytest.raises(UserError, match="cannot write .*/.lock: "):
+        with locks.hold(tmp_path, "MODEL_DIR"):
             pass
 
 

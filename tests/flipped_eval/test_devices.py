@@ -73,8 +73,8 @@ class Job:
     ):
         self.data = data
         self.words = [
-            "eval", "--checkpoint", *checkpoints, "--methods", "direct", "--vocab", vocab,
-            "--inputs", "512", "--targets", "128", "--eos",
+            "eval", "--checkpoint", *checkpoints, "--method", "direct", "--vocab", vocab,
+            "--inputs_length", "512", "--targets_length", "128", "--eos",
             "--suite", "super_glue/rte:MNLI crowdsource", "super_glue/wic:same_sense", "--output", str(output),
         ]  # fmt: skip
 

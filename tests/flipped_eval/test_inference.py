@@ -173,7 +173,8 @@ def test_loading(
         Model.load(tmp_path)
     exchange.save(tmp_path, params, config, 0)
     with pytest.raises(
-        UserError, match="does not record its lengths, end of inputs .*, vocabulary: give --inputs"
+        UserError,
+        match="does not record its lengths, end of inputs .*, vocabulary: give --inputs_length",
     ):
         Model.load(tmp_path)
     asked: dict[str, Any] = {"lengths": {"inputs": 512, "targets": 128}, "input_eos": True}

@@ -69,6 +69,34 @@ def test_a_runs_own_checkpoint(trained: pathlib.Path, config: T5Config) -> None:
         assert part in line
 
 
+def test_a_link_and_a_foreign_folder_are_no_checkpoints_of_a_run(
+    trained: pathlib.Path, config: T5Config, tmp_path: pathlib.Path
+) -> None:
+    other = tmp_path / "other" / "checkpoints"
+    (other / "7").mkdir(parents=True)
+    write_run(other.parent, config, mixture="flipped_train")
+    assert find(other / "7", config).method == "flipped"
+    (other / "5").symlink_to(trained / "checkpoints" / "5")
+    (tmp_path / "link").symlink_to(trained / "checkpoints" / "5")
+    for place in (other / "5", tmp_path / "link"):
+        assert find(place, config).sources["method"] == str(trained / "run.json")
+    (other / "7" / "config.json").touch()
+    assert find(other / "7", config).method is None
+
+
+def test_a_flipped_digit_of_a_recipe_is_found(
+    trained: pathlib.Path, config: T5Config, tmp_path: pathlib.Path
+) -> None:
+    file = tmp_path / "export" / "recipe.json"
+    file.parent.mkdir()
+    text = recipes.recipe_text(find(trained / "checkpoints" / "5", config))
+    file.write_text(text)
+    assert find(file.parent, config).lengths == LENGTHS
+    file.write_text(text.replace("256", "257"))
+    with pytest.raises(UserError, match="recipe.json: not what was written there"):
+        find(file.parent, config)
+
+
 def test_a_copied_run_is_complete_in_itself(
     trained: pathlib.Path, config: T5Config, tmp_path: pathlib.Path
 ) -> None:

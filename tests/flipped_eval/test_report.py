@@ -10,12 +10,13 @@ import re
 import shutil
 
 import pytest
+import scipy.stats
 from markdown_it import MarkdownIt
 
 from flipped_cli.report_command import report as report_command
 from flipped_core.errors import UserError
 from flipped_eval import results as stored
-from flipped_eval.report import answer, tables, write_report
+from flipped_eval.report import answer, published, tables, write_report
 from flipped_eval.report.content import collect, read_training
 from flipped_eval.report.tables import points
 
@@ -67,7 +68,13 @@ def real(tmp_path_factory, small_vocab_path):
     evaluate(folder / "flipped", small_vocab_path, weights=1, method="flipped", **job)
     (folder / "train").mkdir()
     lines = [
-        {"step": step, "loss": 3 / step, "loss_lm": 2 / step, "loss_ul": 1 / step}
+        {
+            "step": step,
+            "loss": 3 / step,
+            "loss_lm": 2 / step,
+            "loss_ul": 1 / step,
+            "examples_by_dataset": {"imdb": 3, "kettles": 1},
+        }
         for step in range(1, 100)
     ]
     (folder / "train" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -148,6 +155,12 @@ def test_json_has_the_rows_of_every_run_and_their_aggregates(real):
     }
     assert report["counts"] and len(report["training"]["flipped"]) == 99
     assert all(0 <= each["value"] <= 1 for each in report["results"])
+
+
+def test_training_examples_are_summed_by_dataset(real):
+    assert "| imdb | 297 | 75.0% |\n| kettles | 99 | 25.0% |" in (real / "report.md").read_text()
+    page = (real / "report.html").read_text()
+    assert "Examples of each dataset: flipped" in page and '<td data-sort="297">297</td>' in page
 
 
 def test_page_is_complete_in_itself(real):
@@ -277,11 +290,103 @@ def test_runs_that_differ_in_more_than_the_method_are_pointed_out(tmp_path):
     assert "The runs differ in seed" in (tmp_path / "report.md").read_text()
 
 
-def test_published_figures_are_marked_as_published(tmp_path):
+PUBLISHED = "Published figures, not measured here"
+
+
+def test_published_figures_stand_folded_beside_their_suite(tmp_path):
     write_report([results()], tmp_path)
-    assert "Published figures, not measured here" in (tmp_path / "report.html").read_text()
-    published = json.loads((tmp_path / "report.json").read_text())["published"]
-    assert "+6.38 points" in {figure["value"] for figure in published["figures"]}
+    text = (tmp_path / "report.html").read_text()
+    assert text.count(PUBLISHED) == 1
+    section = text[text.index('<section id="nlp14">') :]
+    section = section[: section.index("</section>")]
+    assert f"<details><summary>{PUBLISHED}" in section
+    assert "+6.38 points" in section and "+1.19" not in text  # that is BIG-bench's
+    assert (
+        "T0-3B, published" in section and "48.81" in section and "75.13" not in section
+    )  # cb, not copa
+    assert "arXiv 2305.14045" in section and "arXiv 2210.02969" in section
+    assert PUBLISHED in (tmp_path / "report.md").read_text()
+
+
+def test_made_up_data_stand_beside_no_published_figures(tmp_path):
+    write_report([results(data="embedded")], tmp_path)
+    for name in ("report.html", "report.md"):
+        assert PUBLISHED not in (tmp_path / name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("label", "form", "reproduced"),
+    [
+        ("FLIPPED-3B", "flipped", True),
+        ("flipped_3B", "flipped", True),
+        ("FLIPPED-3B", "direct", False),
+        ("mine", "flipped", False),
+    ],
+)
+def test_a_published_model_is_compared_with_its_figures(tmp_path, label, form, reproduced):
+    rows = [
+        row(label, "cb", value=0.60, low=0.55, high=0.65),
+        row(label, "rte", value=0.50, low=0.45, high=0.55),
+        row(label, "piqa", value=0.9),  # without a published figure
+        row(label, None, value=0.6667),
+    ]
+    found = results(label, rows)
+    found["runs"][0]["method"] = form
+    report = collect([found])
+    sentences = [one.sentence() for one in published.reproductions(report)]
+    expected = (
+        f"{label} against the published FLIPPED-3B, mean over 2 tasks: 55.0 measured, 64.4 published, difference "
+        "−9.4 points; the published figure lies in the 95% interval of 1 of 2 tasks."
+    )
+    assert sentences == ([expected] if reproduced else [])
+    write_report([found], tmp_path)
+    for name in ("report.html", "report.md"):
+        assert (expected in (tmp_path / name).read_text().replace("\\", "")) == reproduced
+
+
+def test_a_published_model_is_known_by_the_name_of_its_checkpoint():
+    report = collect([results("a", [row("a", "cb"), row("a", None)])])
+    known = {"a": {"checkpoint": "hf://bigscience/T0_3B@0123456789abcdef0123456789abcdef01234567"}}
+    report = dataclasses.replace(report, checkpoints=known)
+    assert [one.model for one in published.reproductions(report)] == ["T0-3B"]
+
+
+def test_bold_marks_nothing_that_is_not_above_chance():
+    rows = [row(method, "cb", value=value) for method, value in (("a", 0.45), ("b", 0.3))]
+    means = [
+        dict(one, task=None, tasks=1) for one in rows
+    ]  # the best interval is 0.35 to 0.55, chance 0.4
+    report = collect([results("a", [rows[0], means[0]]), results("b", [rows[1], means[1]])])
+    cells = [cell for line in tables.tasks_table(report, "nlp14") for cell in line.cells]
+    assert not any(cell.best for cell in cells)
+    rows[0] |= {"low": 0.41}
+    means[0] |= {"low": 0.41}
+    report = collect([results("a", [rows[0], means[0]]), results("b", [rows[1], means[1]])])
+    assert [cell.best for cell in tables.tasks_table(report, "nlp14")[1].cells] == [True, False]
+
+
+@pytest.mark.parametrize(("low", "bold"), [(0.3, False), (0.45, True)])
+def test_a_small_drop_is_not_bold_where_there_was_nothing_to_lose(low, bold):
+    def rows(method, drop):
+        found = []
+        for task, label_set in itertools.product(("cb", None), ("original", "all substitutes")):
+            one = row(
+                method,
+                task,
+                value=0.5,
+                low=low,
+                metric="macro_f1",
+                suite="labels",
+                label_set=label_set,
+            )
+            if label_set != "original":
+                one |= {"drop": drop, "drop_low": drop - 0.1, "drop_high": drop + 0.1}
+            found.append(one)
+        return found
+
+    both = [results("a", rows("a", 0.0)), results("b", rows("b", 0.2))]
+    drops = tables.drops_table(collect(both))
+    assert [cell.best for cell in drops[0].cells] == [bold, False]
 
 
 def test_a_number_without_interval_is_shown_without_one(tmp_path):
@@ -370,7 +475,14 @@ def test_without_renamed_labels_there_is_no_such_question(tmp_path):
     assert 'id="answer"' not in (tmp_path / "report.html").read_text()
 
 
-def test_the_pairs_with_flipped_are_shown_and_the_others_folded(tmp_path):
+@pytest.mark.parametrize(
+    ("compare", "shown"),
+    [
+        (None, [("untrained", "direct"), ("untrained", "flipped"), ("untrained", "flipped_no_ul")]),
+        (("direct", "flipped"), [("direct", "flipped")]),
+    ],
+)
+def test_asked_pairs_or_those_with_the_first_run_are_shown_and_the_others_folded(compare, shown):
     labels = ("untrained", "direct", "flipped", "flipped_no_ul")
     both = [results(label) for label in labels]
     both[0]["comparisons"] = []
@@ -378,16 +490,19 @@ def test_the_pairs_with_flipped_are_shown_and_the_others_folded(tmp_path):
     pairs = list(itertools.combinations(labels, 2))
     comparisons = [
         {"first": first, "second": second, "suite": "nlp14", "task": None, "template": None, "metric": "accuracy",
-         "label_set": "original", "difference": 0.1, "low": 0.0, "high": 0.2, "p": 0.04, "n": 20}
-        for first, second in pairs
+         "label_set": "original", "difference": 0.1, "low": 0.0, "high": 0.2, "p": 0.01 * number, "n": 20}
+        for number, (first, second) in enumerate(pairs, 1)
     ]  # fmt: skip
-    report = dataclasses.replace(report, comparisons=comparisons)
+    report = dataclasses.replace(report, comparisons=comparisons, compare=compare)
     main = [(one.first, one.second) for one in tables.main_differences(report)]
     other = [(one.first, one.second) for one in tables.other_differences(report)]
-    assert main == [("direct", "flipped"), ("flipped", "flipped_no_ul")]
+    assert main == shown
     assert sorted(main + other) == sorted(pairs)
-    without = dataclasses.replace(report, comparisons=[comparisons[0]])
-    assert len(tables.main_differences(without)) == 1
+    ps = [one.p_value for one in tables.main_differences(report)]
+    corrected = scipy.stats.false_discovery_control(ps)
+    assert [one.adjusted for one in tables.main_differences(report)] == [
+        f"{p:.3f}" for p in corrected
+    ]
 
 
 def test_the_page_shows_confusion_drops_and_the_worst_examples(real):
@@ -432,7 +547,23 @@ def test_training_is_found_where_the_checkpoint_was_read(tmp_path):
         "checkpoints": {"direct": str(tmp_path / "train"), "other": "gone"},
     }
     (tmp_path / "run.json").write_text(json.dumps(run))
-    assert list(collect([tmp_path]).training) == ["direct"]
+    assert list(collect([tmp_path]).training) == ["train"]
+
+
+def test_two_evaluations_of_one_training_run_share_its_curve(tmp_path):
+    (tmp_path / "train" / "checkpoints" / "1").mkdir(parents=True)
+    (tmp_path / "train" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    (tmp_path / "results.json").write_text(json.dumps(results()))
+    places = {"direct": tmp_path / "train", "flipped": tmp_path / "train" / "checkpoints" / "1"}
+    checkpoints = {label: str(place) for label, place in places.items()}
+    run = {"request": {}, "models": [], "checkpoints": checkpoints}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    report = collect([tmp_path])
+    assert {name: run["labels"] for name, run in report.training.items()} == {
+        "train": ["direct", "flipped"]
+    }
+    named = collect([tmp_path], {"mine": tmp_path / "train"})
+    assert list(named.training) == ["mine"]
 
 
 def test_points_have_a_sign():
@@ -484,7 +615,7 @@ def test_the_command_names_a_damaged_file_in_one_line(tmp_path, run_job, evaluat
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data + b"{}" if DAMAGED[damage] is None else DAMAGED[damage])
     with pytest.raises(UserError, match=name) as told:
-        report_command.callback((str(folder),), None, "title")
+        report_command.callback((str(folder),), None, "title", None)
     assert "\n" not in str(told.value) and not (folder / "report.html").exists()
 
 
@@ -527,9 +658,7 @@ def test_a_damaged_training_log_leaves_the_curves_out_with_a_warning(tmp_path, c
     run = {"request": {}, "models": [], "checkpoints": {"direct": str(tmp_path / "train")}}
     (tmp_path / "run.json").write_text(json.dumps(run))
     assert collect([tmp_path]).training == {}
-    assert (
-        "without the training of direct" in caplog.text and "metrics.jsonl, line 1" in caplog.text
-    )
+    assert "without the training of train" in caplog.text and "metrics.jsonl, line 1" in caplog.text
     with pytest.raises(UserError, match="line 1"):
         collect([tmp_path], {"direct": tmp_path / "train"})
 

@@ -10,7 +10,7 @@ from flipped_core.errors import UserError
 from flipped_tasks import seqio_tasks
 from flipped_tasks.batches import batches
 from flipped_tasks.counts import line
-from flipped_tasks.seqio_tasks import count_lines, register_task
+from flipped_tasks.seqio_tasks import mixture_counts, register_task
 from mixtures import catalog  # noqa: F401
 
 
@@ -43,8 +43,9 @@ def task(tmp_path, small_vocab_path):
 
 def test_a_task_tells_what_it_cut_and_dropped(task):
     next(batches(task.name, {"inputs": 32, "targets": 32}, 8, 0))
-    (told,) = count_lines(task.name)
-    assert "1 unlabelled of 20 rows (5.0%)" in told and "inputs_cut" in told
+    (counts,) = mixture_counts(task.name)
+    assert (counts.rows, counts.unlabelled) == (20, {"unlabelled": 1})
+    assert counts.cut["inputs_cut"] and not counts.dropped and not counts.is_warned
 
 
 def test_a_task_that_drops_too_much_says_so_while_it_runs(task, caplog, monkeypatch):
@@ -55,7 +56,7 @@ def test_a_task_that_drops_too_much_says_so_while_it_runs(task, caplog, monkeypa
         next(batches(task.name, {"inputs": 64, "targets": 32}, 32, 0))
     (told,) = [record.message for record in caplog.records if "odd" in record.message]
     assert told.startswith("flipped.imdb: dropped")
-    assert count_lines(task.name)[0].startswith("warning: flipped.imdb")
+    assert mixture_counts(task.name)[0].is_warned
 
 
 def test_all_dropped_is_an_error(task):

@@ -262,23 +262,6 @@ def test_progress_hears_of_every_row_once(tmp_path) -> None:
     assert heard == {"train": 1_876, "test": 6}
 
 
-def test_without_an_atomic_rename_the_manifest_comes_last(tmp_path, monkeypatch) -> None:
-    data = write(tmp_path / "files", "imdb", reviews(30))
-    monkeypatch.setattr(writing, "has_atomic_rename", lambda path: False)
-    moved: list[str] = []
-    rename = writing.epath.Path("/tmp").__class__.rename
-
-    def noted(self: Any, target: Any) -> Any:
-        moved.append(self.name)
-        return rename(self, target)
-
-    monkeypatch.setattr(writing.epath.Path("/tmp").__class__, "rename", noted)
-    prepare("imdb", f"files:{data}", tmp_path / "stored")
-    assert moved[-1] == "manifest.json"
-    assert reading.verify(stored("imdb", tmp_path / "stored")) == []
-    assert not list((tmp_path / "stored").rglob("*.incomplete"))
-
-
 def test_damage_is_found(tmp_path) -> None:
     data = write(tmp_path / "files", "imdb", reviews(30))
     prepare("imdb", f"files:{data}", tmp_path / "stored")
@@ -297,6 +280,61 @@ def test_damage_is_found(tmp_path) -> None:
     (pathlib.Path(one.folder) / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="format 1, got None"):
         reading.find("imdb", str(tmp_path / "stored"))
+
+
+def test_what_is_read_is_what_was_stored(tmp_path) -> None:
+    data = write(tmp_path / "files", "imdb", reviews(30))
+    prepare("imdb", f"files:{data}", tmp_path / "stored")
+    folder = pathlib.Path(stored("imdb", tmp_path / "stored").folder)
+
+    def read() -> list[Any]:
+        return list(sources.load_rows("imdb", "train", str(tmp_path / "stored")))
+
+    rows = read()
+    shard = stored("imdb", tmp_path / "stored").split("train")["shards"][0]
+    for name, old, new in (
+        (shard, b"review 7 ", b"review 6 "),
+        ("index-train.npy", b"\0\0", b"\1\0"),
+        ("manifest.json", b'"rows": 30', b'"rows": 31'),
+        ("manifest.json", b'"unlabelled": 6', b'"unlabelled": 7'),
+    ):
+        good = (folder / name).read_bytes()
+        assert old in good
+        (folder / name).write_bytes(good.replace(old, new, 1))
+        with pytest.raises(UserError, match=f"{name}: (not what was written|its sha256)"):
+            read()
+        (folder / name).write_bytes(good)
+    assert read() == rows
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="manifest.json"):
+        prepare("imdb", f"files:{data}", tmp_path / "stored")
+    prepare("imdb", f"files:{data}", tmp_path / "stored", force=True)
+    assert read() == rows
+
+
+@pytest.mark.parametrize(
+    "name", ["train.progress.json", "train.part-00000", "train.part-00000.npy"]
+)
+def test_a_stopped_run_whose_files_are_damaged_begins_anew(
+    tmp_path, monkeypatch, capsys, name
+) -> None:
+    data = write(tmp_path / "files", "imdb", reviews(60))
+    prepare("imdb", f"files:{data}", tmp_path / "whole", shard_bytes=2_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(writing._Writer, "_finish_split", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare("imdb", f"files:{data}", tmp_path / "stored", shard_bytes=2_000)
+    [file] = (tmp_path / "stored").rglob(name)
+    damaged = bytearray(file.read_bytes())
+    damaged[-20] ^= 1
+    file.write_bytes(damaged)
+    prepare("imdb", f"files:{data}", tmp_path / "stored", shard_bytes=2_000)
+    assert name in capsys.readouterr().err
+    one, other = (
+        {p.name: p.read_bytes() for p in (tmp_path / x / "imdb" / "1.0.0").iterdir()}
+        for x in ("whole", "stored")
+    )
+    assert one == other
 
 
 def test_the_embedded_world_can_be_stored(tmp_path) -> None:

@@ -86,6 +86,7 @@ BOMBS = {
     "blocks": "{% if text %}" * 3000 + "x" + "{% endif %}" * 3000,
     "loops in loops": "{% for a in items %}" * 30 + "x" + "{% endfor %}" * 30,
     "half a character": "{{ '\\ud800' }}{{text}}",
+    "constant that cannot be computed": "{{ {[]: 1} }}{{text}}",
 }  # fmt: skip
 
 

@@ -4,6 +4,8 @@ import importlib.metadata
 import itertools
 import json
 import pathlib
+import re
+import sys
 
 import pytest
 import seqio
@@ -13,8 +15,8 @@ from flipped_tasks import datasets, seqio_tasks
 from flipped_tasks.batches import batches
 from flipped_tasks.methods import METHODS
 from mixtures import modules, own
-from mixtures.own import Template, add_dataset, add_to_mixture
-from mixtures.registration import register, register_named
+from mixtures.own import Template, add_dataset, add_to_mixture, forget
+from mixtures.registration import mixture_rates, register, register_named
 
 pytestmark = pytest.mark.usefixtures("own_datasets")
 EXAMPLE = pathlib.Path(__file__).resolve().parents[2] / "examples" / "own_dataset"
@@ -40,10 +42,8 @@ def test_the_worked_example_has_at_most_20_lines_and_serves_all_methods(small_vo
         assert {int(i.split("/")[2]) for i in found} == set(range(8))
         one = register_named(f"{method}.kettles.keep", vocab_path=small_vocab_path)
         assert {i.split("/")[3] for i in ids_of(one, split="validation")} == {"keep"}
-    assert any(
-        "1 unlabelled of 9 rows (11.1%)" in line
-        for line in seqio_tasks.count_lines("direct.kettles")
-    )
+    (found,) = seqio_tasks.mixture_counts("direct.kettles")
+    assert (found.rows, found.unlabelled, found.is_warned) == (9, {"unlabelled": 1}, True)
 
 
 def test_it_is_mixed_into_the_recipe_at_its_rate(small_vocab_path):
@@ -196,6 +196,7 @@ def test_a_real_entry_point_is_found(tmp_path, monkeypatch):
         ("1 / 0", r"ZeroDivisionError: division by zero \(.*broken.py, line 1\)"),
         ("import nothing_like_it", "ModuleNotFoundError: No module named 'nothing_like_it'"),
         ("def f(:", "SyntaxError"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
     ],
 )
 def test_a_module_that_fails_is_told_in_a_line(tmp_path, text, told):
@@ -208,7 +209,9 @@ def test_a_module_that_fails_is_told_in_a_line(tmp_path, text, told):
 
 
 def add(name="mine", source=None, label="label", templates=(ASK,), **more):
-    return add_dataset(name, source or {"train": ROWS}, label, templates, **more)
+    return add_dataset(
+        name, {"train": ROWS} if source is None else source, label, templates, **more
+    )
 
 
 def test_registering_twice_is_an_error():
@@ -243,6 +246,8 @@ def test_registering_twice_is_an_error():
         ([Template(1, "{{text}}?", "x", ("a", "b"))], "template 1 of mine: name: expected a text"),
         ([Template("t", None, "x", ("a", "b"))], "template 't' of mine: prompt: expected a text"),
         ([Template("t", "{{text}}?", 1, ("a", "b"))], "template 't' of mine: target: expected a"),
+        ([Template(" ", "{{text}}?", "x", ("a", "b"))], "template ' ' of mine: name: expected"),
+        ([Template("\ud83d", "{{text}}?", "x", ("a", "b"))], r"'\\ud83d' of mine: name: expected"),
         ({"t": "x"}, r"templates: expected a list of Template\(…\)"),
     ],
 )
@@ -302,6 +307,7 @@ def test_mistakes_with_mixtures_and_names(small_vocab_path):
         ({"train": [3]}, "row 1: expected a dict of columns, got int"),
         ({"train": [{"label": object()}]}, "row 1: expected text, numbers"),
         ({"test": ROWS}, "unknown split"),
+        ({"train": lambda: sys.exit(0)}, "source: after 0 rows: SystemExit: 0"),
     ],
 )
 def test_bad_sources_are_told_when_they_are_read(small_vocab_path, source, told):
@@ -322,6 +328,13 @@ def test_the_readme_shows_the_worked_example():
         ({"label_values": {0, 1}}, "label_values: expected a list"),
         ({"unlabelled": -1}, "unlabelled: expected a list, got -1"),
         ({"label": 3}, "label_column: expected the name of a column, got 3"),
+        ({"label_values": [[0], [1]]}, r"label_values: expected texts and numbers, got \[0\]"),
+        ({"unlabelled": None}, "unlabelled: expected a list, got None"),
+        ({"label_in": 3}, "label_in: expected the name of a column, got 3"),
+        ({"source": {}}, "source: expected at least one split, got none"),
+        ({"columns": 3}, "columns: expected {column: type}, got 3"),
+        ({"name": "a\ud83d"}, "dataset name: expected letters or digits"),
+        ({"source": {"\ud83d": ROWS}}, "source: expected names of splits"),
         ({"columns": {"text": "float", "label": "int"}}, "column 'text': expected one of string,"),
     ],
 )
@@ -340,3 +353,47 @@ def test_labels_in_csv_follow_the_values_that_may_occur(tmp_path):
         json.loads(row)["label"] for row in datasets.get_dataset("other").rows.payloads("train")
     ]
     assert rows == [0, 1, True]
+
+
+def test_shares_are_of_all_examples_and_rates_divide_the_rest():
+    for name in ("a", "b"):
+        rows = [{"text": "x", "label": 0}]
+        template = Template("t", "{{text}} Good?", "{{answer_choices[label]}}", ("no", "yes"))
+        add_dataset(name, {"train": rows}, "label", [template])
+    before = mixture_rates("train")
+    add_to_mixture("train", "a", share=0.1)
+    add_to_mixture("train", "b", share=0.3)
+    rates = mixture_rates("train")
+    total = sum(rates.values())
+    assert rates["a"] / total == pytest.approx(0.1) and rates["b"] / total == pytest.approx(0.3)
+    assert {name: rates[name] for name in before} == before
+    forget("a")
+    assert "a" not in mixture_rates("train")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({}, "expected either rate or share, got neither"),
+        ({"rate": 1, "share": 0.1}, "expected either rate or share, got both"),
+        ({"share": 0}, "share: expected a number between 0 and 1, got 0"),
+        ({"share": 1}, "share: expected a number between 0 and 1, got 1"),
+        ({"share": True}, "share: expected a number between 0 and 1, got True"),
+        (
+            {"share": 0.5},
+            "share: expected shares whose sum is below 1, got 1.1 with those of the other",
+        ),
+    ],
+)
+def test_shares_that_cannot_be_meant(how, message):
+    add_to_mixture("mine", "imdb", share=0.6)
+    with pytest.raises(UserError, match=re.escape(message)):
+        add_to_mixture("mine", "rotten_tomatoes", **how)
+
+
+def test_a_mixture_of_shares_only_has_nobody_for_the_rest():
+    add_to_mixture("mine", "imdb", share=0.6)
+    with pytest.raises(UserError, match="expected at least one dataset with a rate"):
+        mixture_rates("mine")
+    add_to_mixture("mine", "rotten_tomatoes", rate=7)
+    assert mixture_rates("mine") == {"rotten_tomatoes": 7, "imdb": pytest.approx(10.5)}

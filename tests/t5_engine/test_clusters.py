@@ -253,7 +253,14 @@ def test_what_does_not_fit_together(environment: Mapping[str, str], message: str
         ("a,b7", ["a", "b7"]),
         ("n[1-2,09-11]", ["n1", "n2", "n09", "n10", "n11"]),
         ("x[1-2]-ib,y[3]", ["x1-ib", "x2-ib", "y3"]),
+        ("r[1-2]n[08-09]-ib,z", ["r1n08-ib", "r1n09-ib", "r2n08-ib", "r2n09-ib", "z"]),
     ],
 )
 def test_slurms_short_form_of_hosts(names: str, hosts: list[str]) -> None:
     assert clusters.expand_hosts(names) == hosts
+
+
+@pytest.mark.parametrize("names", ["", ",", "node[a-b]", "node[1-]", "node[1-99999999999]"])
+def test_what_names_no_hosts(names: str) -> None:
+    with pytest.raises(UserError, match="SLURM_STEP_NODELIST: expected names of hosts, such as"):
+        clusters.expand_hosts(names)

@@ -11,6 +11,7 @@ import pytest
 
 from flipped_core.errors import UserError
 from t5_engine import compilation_cache
+from tests.gcs_emulator import Emulator
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = """
@@ -46,14 +47,30 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: pathlib.Path) -> None
         compilation_cache.enable(str(tmp_path / "file" / "cache"))
 
 
-def test_a_bucket_leaves_no_local_folder_to_xla(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_leaves_no_local_folder_to_xla(
+    gcs: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import jax
 
     set_to: dict[str, str] = {}
     monkeypatch.setattr(jax.config, "update", lambda name, value: set_to.update({name: value}))
-    monkeypatch.setattr(os, "environ", {"JAX_COMPILATION_CACHE_DIR": "gs://bucket/xla"})
+    variables = {**os.environ, "JAX_COMPILATION_CACHE_DIR": "gs://bucket/xla"}
+    monkeypatch.setattr(os, "environ", variables)
     compilation_cache.enable(None)
     assert set_to == {
         "jax_compilation_cache_dir": "gs://bucket/xla",
         "jax_persistent_cache_enable_xla_caches": "none",
     }
+    variables["JAX_COMPILATION_CACHE_DIR"] = "gs://absent/xla"
+    with pytest.raises(UserError, match="COMPILATION_CACHE_DIR: there is no bucket gs://absent"):
+        compilation_cache.enable(None)
+
+
+def test_the_variable_alone_leaves_no_local_folder_to_xla_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For the commands that have no macro; `errors.begin` calls it in all."""
+    for folder, expected in (("gs://bucket/xla", "none"), ("xla", None)):
+        monkeypatch.setattr(os, "environ", {"JAX_COMPILATION_CACHE_DIR": folder})
+        compilation_cache.keep_from_xla()
+        assert os.environ.get("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES") == expected

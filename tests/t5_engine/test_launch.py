@@ -8,6 +8,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -78,6 +79,75 @@ def test_different_counts_are_named(address):
     assert all("process_count: expected 3, as process 0 has it, got 4" in line for line in told)
 
 
+def test_a_mistake_of_one_process_is_that_of_all(address, monkeypatch):
+    """Each checks in, so that none waits; the one with the mistake raises its own words."""
+
+    def start(index):
+        def check():
+            if index == wrong:
+                raise UserError("vocab_path: none at v.model")
+
+        try:
+            launch.start(address, 3, index, 60, check)
+        except UserError as error:
+            return type(error), str(error)
+        return "joined"
+
+    monkeypatch.setattr(launch, "_initialize", lambda *_: None)
+    for wrong in (0, 2):
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            told = list(pool.map(start, range(3)))
+        assert {kind for kind, _ in told} == {UserError}
+        words = told.pop(wrong)[1]
+        assert words == "vocab_path: none at v.model"
+        assert len(set(told)) == 1 and told[0][1].endswith(f": {words}" if wrong else words)
+        assert ("process 2 of 3 on " in told[0][1]) is bool(wrong)
+    wrong = None
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(start, range(3))) == ["joined"] * 3
+
+
+def test_a_mistake_is_raised_where_nobody_else_comes(address, monkeypatch):
+    monkeypatch.setattr(launch, "_NOTIFY", 0.5)
+    for index in (0, 1):
+        with pytest.raises(UserError, match="^wrong$") as error:
+            launch.call_roll(Group(address, 2, index), 300, UserError("wrong"))
+        assert type(error.value) is UserError
+
+
+def test_a_port_of_an_earlier_attempt_is_waited_for(address, monkeypatch):
+    """And one that stays taken is another program's, which may end: not a mistake."""
+    port = int(address.rpartition(":")[2])
+    with socket.create_server(("", port)):
+        monkeypatch.setattr(launch, "_PORT_FREE", 0.5)
+        with pytest.raises(TemporaryError, match=f"port {port} cannot be opened: .*in use"):
+            launch.call_roll(Group(address, 2, 0), 60)
+        monkeypatch.setattr(launch, "_PORT_FREE", 60)
+        pool = concurrent.futures.ThreadPoolExecutor(1)
+        first = pool.submit(roll, [Group(address, 2, 0)], 60)
+        time.sleep(0.5)
+    assert roll([Group(address, 2, 1)], 60) == first.result() == ["all there"]
+
+
+def test_a_peer_that_ends_is_no_mistake(monkeypatch):
+    """Processes find GPUs and TPUs together: without devices one of them may have ended, or there are none."""
+    import jax
+
+    def fails(**_):
+        raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: Barrier timed out.\n1/2 tasks")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fails)
+    with pytest.raises(TemporaryError, match="process 1 of 2: .* did one end.*DEADLINE_EXCEEDED"):
+        launch._initialize(1, Group("127.0.0.1:9", 2, 1))
+    for joined, status, kind in (
+        (True, "DEADLINE_EXCEEDED: no topology of process 1", TemporaryError),
+        (True, "no GPU found", UserError),
+        (False, "DEADLINE_EXCEEDED: no topology of process 1", UserError),
+    ):
+        monkeypatch.setattr(jax.distributed, "is_initialized", lambda joined=joined: joined)
+        assert type(launch.device_error(status)) is kind
+
+
 def test_strangers_on_the_port_are_ignored(address):
     def stranger():
         host, port = address.split(":")
@@ -136,7 +206,7 @@ def test_an_address_alone_needs_a_scheduler(monkeypatch):
         launch.start("host0:1234")
     for name, value in {"SIZE": "2", "RANK": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}.items():
         monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
-    monkeypatch.setattr(launch, "call_roll", lambda group, timeout: joined.append(group))
+    monkeypatch.setattr(launch, "call_roll", lambda group, *_: joined.append(group))
     monkeypatch.setattr(launch, "_initialize", lambda timeout, group: joined.append(group))
     joined: list[Group] = []
     assert launch.start("host0:1234") is True

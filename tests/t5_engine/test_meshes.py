@@ -77,6 +77,14 @@ SEVERAL = {
     "4 slices of v4:2x2x4, two cores a chip": tpus(4, (2, 2, 4), "TPU v4", cores=2),
     "2 slices of v5p:2x2x4": tpus(2, (2, 2, 4), "TPU v5"),
     "2 slices of v6e:4x4": tpus(2, (4, 4, 1), "TPU v6 lite"),
+    "3 slices of v5e:2x4": tpus(3, (2, 4, 1)),
+    "2 slices of v5p:4x4x4": tpus(2, (4, 4, 4), "TPU v5"),
+    "2 nodes of 8 GPUs, processes in another order": [
+        dataclasses.replace(device, process_index=(7 * device.id + 3) % 16) for device in gpus(2, 8)
+    ],
+    "2 nodes of 8 GPUs, slices 5 and 9": [
+        dataclasses.replace(device, slice_index=5 + 4 * device.slice_index) for device in gpus(2, 8)
+    ],
 }
 MODEL_SIZES = (1, 2, 8)
 
@@ -176,11 +184,51 @@ def test_one_slice_is_arranged_as_by_jax(devices: Sequence[Any], size: int) -> N
             1,
             "slices: expected equal numbers of devices in each, got 12 and 16",
         ),
+        # Unequal nodes are the cause, whatever else does not fit.
+        (gpus(2, 8)[:12], 8, "nodes: expected equal numbers of devices in each, got 8 and 4"),
+        (gpus(2, 8)[:15], 4, "nodes: expected equal numbers of devices in each, got 8 and 7"),
+        (gpus(4, 1), 2, "expected a divisor of 1, the devices of each node, got 2"),
+        (gpus(1, 8), 0, r"expected a divisor of the number of devices \(8\), got 0"),
+        (
+            [
+                d
+                for d in tpus(2, (2, 2, 2), "TPU v4", cores=2)
+                if d.core_on_chip == 0 or any(d.coords)
+            ],
+            1,
+            r"devices: expected 2 cores of each chip, got 1 of chip \(0, 0, 0\)",
+        ),
     ],
 )
 def test_what_no_mesh_can_be_made_of(devices: Sequence[Device], size: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         partitioning.make_mesh(size, devices)
+
+
+def test_processes_with_different_numbers_of_devices_are_refused() -> None:
+    """A process for each GPU of one node, and one for all of the other."""
+    devices = [
+        dataclasses.replace(device, process_index=min(device.id, 8)) for device in gpus(2, 8)
+    ]
+    mesh = partitioning.make_mesh(1, devices)
+    with pytest.raises(UserError, match="processes: expected equal .* in each, got 1 and 8"):
+        partitioning.host_share(mesh, 240, 0)
+
+
+def test_a_row_that_ends_within_a_process_is_refused() -> None:
+    """9 devices to a row, of processes with 4 each, in one domain of 72 GPUs."""
+    devices = [Device(n, n // 4, "gpu", "NVIDIA GB200") for n in range(72)]
+    mesh = partitioning.make_mesh(9, devices)
+    with pytest.raises(UserError, match="model_parallelism: .*got 9 for processes with 4 devices"):
+        partitioning.host_share(mesh, 240, 0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_the_planner_keeps_rows_within_its_virtual_nodes(size: int) -> None:
+    """Virtual devices know of no nodes; the planner counts them off by eight (`hlo.Program.between_slices`)."""
+    mesh = partitioning.make_mesh(size, [WithoutSlices(n) for n in range(32)])
+    nodes = np.vectorize(lambda device: device.id // 8)(mesh.devices)
+    assert (nodes == nodes[:, :1]).all()
 
 
 def test_the_scorer_of_an_evaluation_has_the_same_mesh(monkeypatch: pytest.MonkeyPatch) -> None:

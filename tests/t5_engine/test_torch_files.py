@@ -117,6 +117,43 @@ def test_what_torch_writes_is_read_to_the_bit(tmp_path: pathlib.Path, dtype: Any
     assert_equal(TorchFile(tmp_path / "w.bin"), state)
 
 
+def test_views_that_share_a_storage_are_read(tmp_path: pathlib.Path):
+    numbers = torch.arange(24.0)
+    state = {
+        "half": numbers[:12],
+        "over it": numbers[6:18].view(3, 4),
+        "other way": numbers.view(2, 3, 4).permute(2, 0, 1),
+        "every third": numbers[::3],
+        "one row": numbers.view(1, 24),
+        "no rows": numbers[:0],
+    }
+    torch.save(state, tmp_path / "w.bin")
+    assert_equal(TorchFile(tmp_path / "w.bin"), state)
+
+
+@pytest.mark.parametrize(
+    "place, expected",
+    [
+        ((0, (1, 6), (2**62, 1)), [[0, 1, 2, 3, 4, 5]]),  # of one element: any stride
+        ((2, (1, 1), (0, 2**62)), [[2]]),
+        ((0, (3, 2), (1, 3)), [[0, 3], [1, 4], [2, 5]]),
+        ((5, (), ()), 5),
+        ((2**62, (0, 7), (7, 1)), np.empty((0, 7))),
+    ],
+)
+def test_odd_strides_are_read(tmp_path: pathlib.Path, place: tuple, expected: Any):
+    file = TorchFile(write(tmp_path / "w.bin", {"a": View(Saved("0", 6), *place)}))
+    np.testing.assert_array_equal(file["a"], expected)
+
+
+@pytest.mark.parametrize("name", ["float64", "int64", "int32", "int16", "int8", "uint8", "bool"])
+def test_other_types_are_read_as_they_are(tmp_path: pathlib.Path, name: str):
+    """Parameters of them are refused later, by name, or made float32."""
+    torch.save({"a": torch.tensor([0, 1, 1]).to(getattr(torch, name))}, tmp_path / "w.bin")
+    found = TorchFile(tmp_path / "w.bin")["a"]
+    assert found.dtype == np.dtype(name) and found.tolist() == [0, 1, 1]
+
+
 def test_a_modules_state_dict_is_read(tmp_path: pathlib.Path):
     """An OrderedDict with the versions of the modules as an attribute."""
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
@@ -175,7 +212,68 @@ def test_a_pickle_that_runs_a_command_is_refused_and_runs_nothing(
     assert not trace.exists()
 
 
+def doubled(times: int) -> bytes:
+    """A tuple of two of a tuple of two …: 2**times values if somebody walks through it, and few bytes."""
+    twice = (b"h%ch%c\x86q%c" % (n, n, n + 1) for n in range(times))
+    return b"()q\x00" + b"".join(twice) + b"t"
+
+
+def persistent(identity: bytes) -> bytes:
+    return b"\x80\x02}X\x01\x00\x00\x00a" + identity + b"Qs."
+
+
 HOSTILE: dict[str, tuple[Any, str]] = {
+    "doubled": (
+        b"\x80\x02}X\x01\x00\x00\x00a" + doubled(200) + b"s.",
+        "'a': expected a tensor, got tuple",
+    ),
+    "doubled key": (b"\x80\x02}" + doubled(200) + b"Ns.", "keys of a state dict, got tuple"),
+    "doubled id": (persistent(doubled(200)), "a storage, got another persistent id"),
+    "doubled arguments": (
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + doubled(200) + b"R.",
+        "the usual arguments of torch._utils._rebuild_tensor_v2",
+    ),
+    "id of a number": (persistent(b"K\x01"), "a storage, got another persistent id"),
+    "id of a dictionary": (persistent(b"}"), "a storage, got another persistent id"),
+    "id of a class": (
+        persistent(b"ccollections\nOrderedDict\n"),
+        "a storage, got another persistent id",
+    ),
+    "id of six": (
+        persistent(b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nNNK\x06Nt"),
+        "a storage, got another persistent id",
+    ),
+    "id without a name": (
+        persistent(b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nNNK\x06t"),
+        "a storage's name and number of elements",
+    ),
+    "id of a truth": (
+        persistent(b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000N\x88t"),
+        "a storage's name and number of elements",
+    ),
+    "memo of a mark": (b"\x80\x02(q\x00h\x00}.", "damaged"),
+    "dictionary in itself": (
+        b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s.",
+        "'a': expected a tensor, got dict",
+    ),
+    "deep": (b"\x80\x02" + b")" + b"\x85" * 10**5 + b".", "a state dict, got tuple"),
+    "protocol 0": (pickled({"a": 1}, 0), "the pickle opcode DICT"),
+    "protocol 1": (
+        pickled({"a": 1}, 1),
+        "the pickle opcode SETITEM|'a': expected a tensor, got int",
+    ),
+    "surrogate": (b"\x80\x02}X\x03\x00\x00\x00\xed\xa0\x80K\x01s.", "expected a tensor, got int"),
+    "line break": ({"a\nb": 1}, r"'a\\nb': expected a tensor"),
+    "negative offset": ({"a": View(Saved("0", 6), -1, (6,), (1,))}, "the usual arguments"),
+    "negative stride": ({"a": View(Saved("0", 6), 5, (6,), (-1,))}, "the usual arguments"),
+    "overlapping rows": ({"a": View(Saved("0", 6), 0, (3, 3), (1, 1))}, "does not fit into the 6"),
+    "truth as a size": ({"a": View(Saved("0", 6), 0, (True, 6), (6, 1))}, "the usual arguments"),
+    "no rows of 2**62": ({"a": View(Saved("0", 6), 0, (0, 2**62), (1, 1))}, "does not fit into"),
+    "step of a key": ({"a": whole("0/../0")}, r"its storage '0/\.\./0' is not in the file"),
+    "complex": (
+        {"a": View(Saved("0", 3, torch.ComplexFloatStorage), 0, (3,), (1,))},
+        "'torch.ComplexFloatStorage'",
+    ),
     "eval": ({"a": Runs(eval, "1/0")}, r"'(__builtin__|builtins)\.eval'"),
     "getattr": ({"a": Runs(getattr, "", "x")}, r"'(__builtin__|builtins)\.getattr'"),
     "another torch name": ({"a": Runs(torch.load, "x")}, r"'torch\.serialization\.load'"),
@@ -268,6 +366,50 @@ def test_damaged_and_hostile_archives_are_refused(tmp_path: pathlib.Path):
     refused(path, "byteorder: expected 'little', got another")
     write(path, state, **{"constants.pkl": b""})
     refused(path, "a TorchScript program")
+
+
+def patched(path: pathlib.Path, local: int, central: int, value: bytes) -> None:
+    """Changes a field of every entry, in its own header and in the directory."""
+    data = bytearray(path.read_bytes())
+    for record, offset in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
+        place = -1
+        while (place := data.find(record, place + 1)) >= 0:
+            data[place + offset : place + offset + len(value)] = value
+    path.write_bytes(data)
+
+
+def test_entries_of_other_kinds_are_refused(tmp_path: pathlib.Path):
+    path, state = tmp_path / "w.bin", {"a": whole()}
+    patched(write(path, state), 6, 8, b"\1\0")
+    refused(path, "entry 'archive/data.pkl' is encrypted")
+    for method in (8, 9, 12, 14, 93, 99):  # deflate, deflate64, bzip2, LZMA, zstd, AES
+        patched(write(path, state), 8, 10, struct.pack("<H", method))
+        refused(path, "entry 'archive/data.pkl': expected it uncompressed, got compressed")
+    for size in (2**31, 2**32 - 1):
+        patched(write(path, state), 18, 20, struct.pack("<2L", size, size))
+        refused(path, "overlap|are not in the file|not a whole zip file")
+    for name in ("./archive/data/1", "archive\\data\\1", "C:/x", "archive/data/.."):
+        write(path, state)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(name, b"")
+        refused(path, "expected all entries in 'archive/', got")
+    write(path, state)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"a comment"
+    refused(path, "not a whole zip file")
+    path.write_bytes(write(path, state).read_bytes() + bytes(100))
+    refused(path, "not a whole zip file")
+    path.write_bytes(b"#!/bin/sh\n" + write(path, state).read_bytes())
+    refused(path, "expected a file of torch.save")
+
+
+def test_long_entries_are_read(tmp_path: pathlib.Path):
+    """Those with 64-bit sizes, as torch writes them above 4 GiB."""
+    with zipfile.ZipFile(tmp_path / "w.bin", "w") as archive:
+        archive.writestr(f"{PREFIX}/data.pkl", pickled({"a": whole()}))
+        with archive.open(f"{PREFIX}/data/0", "w", force_zip64=True) as entry:
+            entry.write(np.arange(6, dtype=np.float32).tobytes())
+    np.testing.assert_array_equal(TorchFile(tmp_path / "w.bin")["a"], [[0, 1, 2], [3, 4, 5]])
 
 
 def test_bytes_that_changed_are_found(tmp_path: pathlib.Path):

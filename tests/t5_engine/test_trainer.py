@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from flipped_core.errors import UserError
-from t5_engine import checkpoints, huggingface_folder, t5x_format, trainer
+from t5_engine import checkpoints, huggingface_folder, processes, t5x_format, trainer
 from t5_engine.reporting import TIMES, Reporter
 from t5_engine.run_settings import TrainConfig
 from tests.t5_engine.stored import InMemory
@@ -122,6 +122,13 @@ def test_rows_after_the_checkpoint_are_written_once(run, dropping, batches):
     trainer.train(run, dropping, batches)
     assert [row["step"] for row in rows_of(run)] == [1, 2, 3, 4]
     assert max(row["loss"] for row in rows_of(run)) < 99
+
+
+def test_a_folder_that_the_caller_holds_is_not_held_again(run, config, batches, monkeypatch):
+    """Of several processes only the first has the lock; one that asked again would wait for the others forever."""
+    monkeypatch.setattr(processes, "hold", lambda *_: pytest.fail("held again"))
+    once = dataclasses.replace(run, steps=1)
+    assert int(trainer.train(once, config, batches, hold=processes.Hold(None)).step) == 1
 
 
 def test_training_lowers_the_loss(run, config, make_batch):
@@ -298,11 +305,12 @@ def test_a_row_over_an_interruption_is_that_of_the_whole(tmp_path):
                 unreported = json.loads(json.dumps(report.unreported))
                 report.close()
                 report = reporter(tmp_path / name, first_step=2, unreported=unreported)
-            step_of(report, step)
+            step_of(report, step, examples_by_dataset={"imdb": step, f"odd{step % 2}": 1})
         report.close()
     whole, parted = (
         json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("whole", "parted")
     )
+    assert whole["examples_by_dataset"] == {"imdb": 10, "odd0": 2, "odd1": 2}
     assert {k: v for k, v in whole.items() if k not in TIMES} == {
         k: v for k, v in parted.items() if k not in TIMES
     }
