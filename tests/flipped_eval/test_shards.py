@@ -16,7 +16,13 @@ from flipped_eval import results, shards
 
 from .conftest import HashScorer
 
-NEW_FIELDS = ("sources", "format", "crc32", "predictions_crc32")  # in the files of format 3
+NEW_FIELDS = (
+    "sources",
+    "provenance",
+    "format",
+    "crc32",
+    "predictions_crc32",
+)  # in the files of format 3
 MADE = (results.RESULTS, results.PREDICTIONS, results.EXAMPLES)
 JOB = {
     "suites": ["super_glue/rte:MNLI crowdsource", "super_glue/cb:can we infer"],

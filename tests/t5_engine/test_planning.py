@@ -110,7 +110,7 @@ def test_the_first_change_that_fits_is_told_and_no_other_is_compiled() -> None:
 
 
 def test_rows_are_padded_for_mesh_and_microbatches() -> None:
-    assert planning.rows(StepConfig(MODEL, microbatches=2), 32) == 256
+    assert planning.shape(StepConfig(MODEL, microbatches=2), 32).rows == 256
 
 
 def test_the_peak_of_the_cpu_compiler_is_no_smaller_than_what_it_contains() -> None:
