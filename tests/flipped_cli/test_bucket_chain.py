@@ -71,7 +71,7 @@ def evaluation(checkpoint: str, output: str, log: pathlib.Path) -> subprocess.Po
         "--suite",
         "labels",
         "--max_examples",
-        "16",
+        "200",
     ]
     return start(["-m", "flipped_cli", "eval", *words], log)
 
@@ -132,7 +132,7 @@ def test_killed_training_and_evaluation_in_a_bucket_equal_those_on_a_disk(
     assert metrics == rows((tmp_path / "run" / "metrics.jsonl").read_bytes())
     assert [row["step"] for row in metrics] == list(range(1, STEPS + 1))
 
-    kill_after([evaluation(f"{B}/run", f"{B}/out", log)], gcs, "out/scores/", draw.random() * 2)
+    kill_after([evaluation(f"{B}/run", f"{B}/out", log)], gcs, "out/scores/", draw.random() / 20)
     assert "out/results.json" not in gcs.names()
     finish([evaluation(f"{B}/run", f"{B}/out", log)], log)
     finish([evaluation(str(tmp_path / "run"), str(tmp_path / "out"), log)], log)
