@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flipped_cli import offline
-from flipped_cli.options import settings_options, values_of
-from flipped_cli.path_options import LOCAL, READ, WRITTEN
+from flipped_cli.options import module_option, settings_options, values_of
+from flipped_cli.path_options import READ, WRITTEN
 from flipped_cli.questions import RECORDED
 from flipped_cli.runs import METHODS, EvalRun
 from flipped_core import hub
@@ -61,9 +61,7 @@ _HOW = {
 )
 @settings_options(EvalRun, RECORDED)
 @settings_options(EvalRun, REQUESTED)
-@click.option(
-    "--module", "modules", type=LOCAL, multiple=True, help="A module that registers datasets."
-)
+@module_option
 @offline.option
 def export(
     suites: Sequence[str],

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flipped_cli.path_options import LOCAL, READ
+from flipped_cli.options import length_options, module_option
+from flipped_cli.path_options import READ
 from flipped_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,23 +33,8 @@ _CUTS = ("direct inputs", "flipped inputs", "flipped targets", "channel targets"
 )
 @click.option("--max_examples", "most", type=click.IntRange(min=1), default=400, show_default=True,
               help="Look at so many rows of a dataset.")  # fmt: skip
-@click.option(
-    "--inputs_length",
-    type=click.IntRange(min=2),
-    default=512,
-    show_default=True,
-    help="Most tokens of an input.",
-)
-@click.option(
-    "--targets_length",
-    type=click.IntRange(min=2),
-    default=128,
-    show_default=True,
-    help="Most tokens of a target.",
-)
-@click.option(
-    "--module", "modules", type=LOCAL, multiple=True, help="A module of one's own datasets."
-)
+@length_options(2)
+@module_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of a table.")
 @click.pass_context
 def lint(

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from flipped_cli.path_options import LOCAL, READ
+from flipped_cli.options import module_option
+from flipped_cli.path_options import READ
 from flipped_core.errors import unknown
 
 _NAMED = 3  # datasets that a warning names
@@ -35,9 +36,7 @@ def mixtures() -> None:
 @click.option(
     "--data_dir", type=READ, help="A folder of rows, for --rates rows [default: made-up rows]."
 )
-@click.option(
-    "--module", "modules", type=LOCAL, multiple=True, help="A module of one's own datasets."
-)
+@module_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of a table.")
 def show_mixture(
     name: str,

@@ -43,7 +43,7 @@ _ROWS = (
     "--folder", type=LOCAL, default=".", show_default=True, help="Where the files are written."
 )
 def new(name: str, folder: str) -> None:
-    """Write NAME.py and NAME/train.jsonl: a dataset of one's own that works at once.
+    """Write NAME.py and NAME/train.jsonl: a custom dataset that works at once.
 
     \b
     flipped tasks new my_reviews

@@ -8,15 +8,41 @@ from typing import Any, TypeVar
 
 import click
 
+from flipped_cli.path_options import LOCAL
 from flipped_core.errors import UserError
 from flipped_core.settings import Declared, Resume, declared, from_texts, shown
 
 T = TypeVar("T")
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+# Gives the command `modules`.
+module_option: Decorator = click.option(
+    "--module",
+    "modules",
+    type=LOCAL,
+    multiple=True,
+    help="A Python file or module that registers custom datasets.",
+)
 
 
-def settings_options(
-    run_class: type, only: Sequence[str] | None = None
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def length_options(minimum: int) -> Decorator:
+    """Adds --inputs_length and --targets_length, in tokens, of at least `minimum`."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for name, default, what in (("targets", 128, "a target"), ("inputs", 512, "an input")):
+            function = click.option(
+                f"--{name}_length",
+                type=click.IntRange(min=minimum),
+                default=default,
+                show_default=True,
+                help=f"Most tokens of {what}.",
+            )(function)
+        return function
+
+    return add
+
+
+def settings_options(run_class: type, only: Sequence[str] | None = None) -> Decorator:
     """Adds an option for each setting of a class that has one; `run_of` and `values_of` read them.
 
     Args:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flipped_cli import offline
-from flipped_cli.options import settings_options, values_of
+from flipped_cli.options import module_option, settings_options, values_of
 from flipped_cli.path_options import LOCAL, READ
 from flipped_cli.rows import parse_argument, read_rows
 from flipped_cli.runs import EvalRun
@@ -74,13 +74,7 @@ def shared_options(function: Callable[..., None]) -> Callable[..., None]:
             type=LOCAL,
             help="A file of questions, one JSON object a line, or - for stdin.",
         ),
-        click.option(
-            "--module",
-            "modules",
-            type=LOCAL,
-            multiple=True,
-            help="A module of one's own datasets.",
-        ),
+        module_option,
         offline.option,
     )
     for option in reversed(options):

@@ -102,7 +102,7 @@ def _show_mixture(run: TrainRun) -> None:
 
 
 def _expected(mixture: str, examples: int) -> list[dict[str, Any]]:
-    """For each task: rows at hand, share of the examples, and what is expected of them in this run."""
+    """For each task: rows available, share of the examples, and what is expected of them in this run."""
     import seqio
 
     from flipped_tasks.seqio_tasks import row_tasks

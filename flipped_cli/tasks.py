@@ -14,6 +14,7 @@ from flipped_cli.checks import find_dataset
 from flipped_cli.export_tasks import export
 from flipped_cli.lint import lint
 from flipped_cli.new_dataset import new
+from flipped_cli.options import length_options, module_option
 from flipped_cli.path_options import LOCAL, READ
 from flipped_cli.rows import read_rows
 from flipped_core.errors import UserError
@@ -52,9 +53,7 @@ tasks.add_command(new)
 
 @tasks.command("list")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of a table.")
-@click.option(
-    "--module", "modules", type=LOCAL, multiple=True, help="A module of one's own datasets."
-)
+@module_option
 def list_tasks(as_json: bool, modules: Sequence[str]) -> None:
     """List the datasets: role, usable templates for each method, label column.
 
@@ -92,29 +91,14 @@ def list_tasks(as_json: bool, modules: Sequence[str]) -> None:
     type=LOCAL,
     help="A .jsonl or .jsonl.gz file of rows, or - for stdin [default: a custom dataset's own].",
 )
-@click.option(
-    "--module", "modules", type=LOCAL, multiple=True, help="A module of one's own datasets."
-)
+@module_option
 @click.option(
     "--seed",
     type=int,
     help="Render each row with random.Random(SEED) [default: a draw of its own].",
 )
 @click.option("--vocab", type=READ, help="A SentencePiece model: adds the token ids of each text.")
-@click.option(
-    "--inputs_length",
-    type=click.IntRange(min=1),
-    default=512,
-    show_default=True,
-    help="Most tokens of an input.",
-)
-@click.option(
-    "--targets_length",
-    type=click.IntRange(min=1),
-    default=128,
-    show_default=True,
-    help="Most tokens of a target.",
-)
+@length_options(1)
 def render(
     dataset: str,
     template: str | None,

@@ -78,9 +78,8 @@ class AtOnce(Handler):
         Returns only where a further signal interrupts the ending of the same thread, which then continues.
         """
         this = (threading.get_ident(), object())
-        first = self.ending.setdefault(
-            "by", this
-        )  # atomic: a signal may come at any point of this method
+        # One atomic call, because a signal may come at any point of this method.
+        first = self.ending.setdefault("by", this)
         if first is not this:
             if first[0] == this[0]:
                 return

@@ -154,18 +154,13 @@ def evaluate(
         found = processes.from_first(look)
         if plan_only:
             return {}
-        stored, first = shards.Done.from_json(found), processes.is_first()
+        first = processes.is_first()
+        stored = shards.Done.from_json(found)
         waiting = plan.total(functools.partial(_left, plan, stored)).choices
         progress = Progress(plan.total().choices, waiting, announce if first else None)
         job = Job(plan, stored, _Writer(folder, lock) if first else None, progress, pairs_together)
-        try:
-            for run, model in sorted(
-                zip(runs, models, strict=True), key=lambda both: weights.place(both[0])
-            ):
-                if segments := job.waiting(model):
-                    job.score(segments, weights.scorer(run))
-        finally:
-            progress.close()
+        with contextlib.closing(progress):
+            _score(job, runs, models, weights)
         plan.failed += job.failed
 
         def conclude() -> Json:
@@ -173,6 +168,14 @@ def evaluate(
             return results.finish(folder, resamples)
 
         return processes.from_first(conclude)
+
+
+def _score(job: Job, runs: Sequence[Run], models: Sequence[Model], weights: _Weights) -> None:
+    """Scores what is left of each model; models with the same weights follow each other."""
+    both = zip(runs, models, strict=True)
+    for run, model in sorted(both, key=lambda one: weights.place(one[0])):
+        if segments := job.waiting(model):
+            job.score(segments, weights.scorer(run))
 
 
 def _left(plan: Plan, stored: shards.Done, unit: planning.Unit) -> float:

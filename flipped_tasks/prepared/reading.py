@@ -126,15 +126,15 @@ def _read_manifest(path: epath.Path) -> Json:
     expected = manifest.pop(CHECKSUM, None) if isinstance(manifest, dict) else None
     if expected is not None and seal(manifest)[CHECKSUM] != expected:
         raise UserError(
-            f"{path}: {DAMAGED}: its content does not match its checksum; prepare it anew, with --force"
+            f"{path}: {DAMAGED}: its content does not match its checksum; prepare it again, with --force"
         )
     got = manifest.get("format") if isinstance(manifest, dict) else None
     if got != FORMAT:
         raise UserError(
-            f"{path}: expected a manifest of format {FORMAT}, got {shown(got)}; prepare it anew, with --force"
+            f"{path}: expected a manifest of format {FORMAT}, got {shown(got)}; prepare it again, with --force"
         )
     if (wrong := _wrong_field(manifest)) is not None:
-        raise UserError(f"{path}: {wrong}; the file is damaged: prepare it anew, with --force")
+        raise UserError(f"{path}: {wrong}; the file is damaged: prepare it again, with --force")
     return manifest
 
 

@@ -150,7 +150,10 @@ def test_what_is_no_lock_does_not_count(store, content) -> None:
 )
 def test_a_damaged_lock_does_not_count_nor_hold_the_folder_for_ever(store, damage) -> None:
     leave(store, **damage)
-    locks.acquire(store(), "run").release()
+    lock = locks.acquire(store(), "run")
+    lock.check()  # it is the owner's now
+    lock.release()
+    assert store().read() is None
 
 
 class _Together:

@@ -6,12 +6,14 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
 
 from flipped_tasks import caching
-from flipped_tasks.seqio_tasks import register_task
+from flipped_tasks.seqio_tasks import RowTask, register_task
+from flipped_tasks.stream import Stream
 from mixtures import catalog  # noqa: F401
 
 METHODS = ("direct", "channel", "flipped")
@@ -132,6 +134,18 @@ def test_a_mixture_is_read_from_the_cache(data, cache, small_vocab_path) -> None
     mixture = seqio.get_mixture_or_task(name)
     dataset = mixture.get_dataset(LENGTHS, split="train", use_cached=True, seed=0, num_epochs=1)
     assert len(list(dataset.take(40).as_numpy_iterator())) == 40
+
+
+def test_the_stream_reads_the_cached_rows_as_it_reads_the_dataset(
+    data, cache, small_vocab_path
+) -> None:
+    task = register_task("glue/mrpc", "flipped", None, data, small_vocab_path)
+    write_cache(caching.register_rows_task("glue/mrpc", data), cache)
+    fresh, cached = (
+        Stream(task.name, LENGTHS, seed=5, rows=rows).examples(np.arange(30, 110))
+        for rows in (None, RowTask.cached_rows)
+    )
+    assert cached == fresh and len({example.id for example in fresh}) > 30
 
 
 def test_the_module_for_apache_beam_registers_what_is_there(data, monkeypatch) -> None:

@@ -315,7 +315,7 @@ def test_what_is_read_is_what_was_stored(tmp_path) -> None:
 @pytest.mark.parametrize(
     "name", ["train.progress.json", "train.part-00000", "train.part-00000.npy"]
 )
-def test_a_stopped_run_whose_files_are_damaged_begins_anew(
+def test_a_stopped_run_whose_files_are_damaged_starts_over(
     tmp_path, monkeypatch, capsys, name
 ) -> None:
     data = write(tmp_path / "files", "imdb", reviews(60))
